@@ -1,0 +1,225 @@
+"""How is a run built? Each part once, by hand and in order; shared objects are passed as keywords."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from dagger_exp.config import per_round
+from dagger_exp.data.datamodule import RoundDataModule
+from dagger_exp.evaluation.evaluator import Evaluator
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.mixture import StudentOnly
+from dagger_exp.protocols import Engine, Mixing, World
+from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.store.store import Store
+from dagger_exp.training.csv_logger import CsvLogger
+from dagger_exp.training.module import StudentModule
+from dagger_exp.training.record import RunRecord, define_axes
+from dagger_exp.training.rounds import Progress, RoundCallback
+from dagger_exp.training.student import Student
+
+CHECKPOINT = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run that its commands use."""
+
+    folder: Path
+    student: Student
+    world: World
+    engine: Engine
+    mixing: Mixing
+    collector: Collector
+    evaluator: Evaluator
+
+
+def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | None = None) -> Run:
+    """Build everything that plays episodes."""
+    torch.set_num_threads(cfg.num_threads)
+    world: World = make(cfg.env)
+    student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
+    chat = student.chat
+    engine: Engine = make(cfg.engine, end_id=chat.end_id, pad_id=student.tokenizer.pad_token_id)
+    engine.load_weights(0, student.model)
+    mixing: Mixing = make(cfg.mixing, schedule=make(cfg.schedule)) if cfg.schedule.get("_target_") else make(cfg.mixing)
+    keeps, labeler = make(cfg.filter), make(cfg.labeler)
+    policy = LanguagePolicy(
+        engine=engine,
+        chat=chat,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        temperature=cfg.rollout.temperature,
+        top_p=cfg.rollout.top_p,
+    )
+    runner = Runner(
+        world=world,
+        student=policy,
+        teacher=make(cfg.teacher),
+        mixing=mixing,
+        labeler=labeler,
+        chat=chat,
+        max_context_tokens=student.max_context_tokens,
+        episode_timeout_s=cfg.rollout.episode_timeout_s,
+    )
+    collector = Collector(
+        runner=runner,
+        store=Store(store_folder or folder / "rounds", run_id),
+        tasks=world.tasks("train"),
+        seed=cfg.seed,
+        concurrency=cfg.rollout.concurrency,
+        keeps=keeps,
+        episodes_per_task=cfg.rollout.episodes_per_task,
+        max_attempts=cfg.rollout.max_attempts,
+    )
+    evaluator = Evaluator(
+        runner=replace(
+            runner,
+            student=replace(policy, temperature=cfg.evaluation.temperature, top_p=1.0),
+            mixing=StudentOnly(),
+            labeler=Labeler(turns="none"),
+        ),
+        tasks=world.tasks("heldout")[: cfg.evaluation.tasks],
+        seed=cfg.evaluation.seed,
+        concurrency=cfg.evaluation.concurrency,
+        folder=folder / "eval",
+        run_id=run_id,
+    )
+    return Run(
+        folder=folder,
+        student=student,
+        world=world,
+        engine=engine,
+        mixing=mixing,
+        collector=collector,
+        evaluator=evaluator,
+    )
+
+
+def build_training(
+    cfg: DictConfig, run: Run, run_id: str, progress: Progress
+) -> tuple[lightning.Trainer, StudentModule, RoundDataModule, RoundCallback]:
+    """Build what trains: trainer, module, data and the callback that makes sure of the rounds."""
+    datamodule = RoundDataModule(
+        store=run.collector.store,
+        seed=cfg.seed,
+        keeps=make(cfg.filter),
+        batch_size=cfg.rounds.batch_size,
+        max_tree_tokens=cfg.rounds.max_tree_tokens,
+        max_tokens=cfg.rounds.max_tokens,
+        pad_id=run.student.tokenizer.pad_token_id,
+        aggregation=cfg.aggregation,
+        window=cfg.window,
+        steps=per_round(cfg, "steps"),
+        epochs_per_round=cfg.rounds.epochs_per_round,
+        normalize=cfg.loss.normalize,
+    )
+    module = StudentModule(
+        run.student,
+        optimizer=make(cfg.optimizer),
+        lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg)),
+        max_grad_norm=cfg.max_grad_norm,
+    )
+    loggers = build_loggers(cfg, run.folder, run_id)
+    tasks = cfg.rounds.tasks
+    rounds = RoundCallback(
+        collector=run.collector,
+        evaluator=run.evaluator,
+        mixing=run.mixing,
+        engines=[run.engine],
+        record=RunRecord(folder=run.folder, loggers=loggers),
+        progress=progress,
+        num_rounds=cfg.rounds.num_rounds,
+        num_labels=per_round(cfg, "labels"),
+        num_episodes=None if tasks is None else tasks * cfg.rollout.episodes_per_task,
+        stop_at_success=cfg.evaluation.stop_at_success,
+    )
+    trainer = make(
+        cfg.trainer,
+        default_root_dir=run.folder,
+        max_epochs=cfg.rounds.num_rounds * cfg.rounds.epochs_per_round,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[rounds, *checkpoints(run.folder, cfg.callbacks.checkpoint_steps)],
+        logger=loggers,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10_000_000,  # steps are logged by the round callback, with their axis
+    )
+    return trainer, module, datamodule, rounds
+
+
+def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
+    """Return `metrics.csv`, and W&B where it is chosen."""
+    loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
+    if cfg.logger.get("_target_"):
+        from wandb import Settings
+
+        settings = Settings(silent=True, console="off")
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        wandb = make(
+            cfg.logger,
+            id=run_id,
+            name=folder.name,
+            save_dir=str(folder),
+            resume="allow",
+            config=config,
+            settings=settings,
+        )
+        if isinstance(wandb, WandbLogger) and lightning.pytorch.utilities.rank_zero_only.rank == 0:
+            define_axes(wandb.experiment)
+        loggers.append(wandb)
+    return loggers
+
+
+def checkpoints(folder: Path, every_n_steps: int) -> Sequence[ModelCheckpoint]:
+    """Return what writes `checkpoints/last.ckpt`: at the end of every epoch, and every few steps."""
+    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "filename": CHECKPOINT, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(**common, every_n_epochs=1, save_on_train_epoch_end=True),
+        ModelCheckpoint(**common, every_n_train_steps=every_n_steps, save_on_train_epoch_end=False),
+    ]
+
+
+def num_steps(cfg: DictConfig) -> int:
+    """Return the optimizer steps of the whole run, so that the learning rate knows its length at the start.
+
+    With whole passes over a union this is an upper bound: filters can only take episodes away.
+    """
+    steps = per_round(cfg, "steps")
+    if steps is not None:
+        return sum(steps)
+    if cfg.rounds.tasks is None:
+        return 1  # a budget in labels and whole passes: the length is not known; only a constant rate makes sense
+    episodes = cfg.rounds.tasks * cfg.rollout.episodes_per_task
+    spans = {"union": cfg.rounds.num_rounds, "latest": 1, "window": cfg.window}
+    per_pass = [
+        math.ceil(episodes * min(index + 1, spans[cfg.aggregation]) / cfg.rounds.batch_size)
+        for index in range(cfg.rounds.num_rounds)
+    ]
+    return sum(per_pass) * cfg.rounds.epochs_per_round
+
+
+def make(node: DictConfig, **shared: Any) -> Any:
+    """Instantiate a component with those of the shared objects that its constructor asks for: the only place that does."""
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    wanted = {name: value for name, value in shared.items() if takes_any or name in parameters}
+    # As a partial first: Hydra would turn a shared object that is a dataclass into a plain dictionary.
+    maker = partial(instantiate(node, _convert_="all", _partial_=True), **wanted)
+    return maker if node.get("_partial_") else maker()

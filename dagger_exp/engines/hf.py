@@ -1,0 +1,187 @@
+"""Tokens generated in process, by the very module that trains (no copy of the weights).
+
+Requests that are waiting when nothing else can run form one batch: episodes advance in lock-step. A row's draw is a
+pure function of its key, so it depends on the batch only through floating-point rounding; the collector keeps the
+members of a batch fixed for that reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dagger_exp.errors import EngineError
+from dagger_exp.protocols import Generation, Sampling
+from dagger_exp.seeding import uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt that waits for its batch."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    answer: asyncio.Future[Generation]
+
+
+class HfEngine:
+    """Generates with the Hugging Face causal language model that `load_weights` hands over.
+
+    Args:
+        end_id: token id that ends a message.
+        pad_id: token id for padding.
+        max_batch_size: largest number of rows in one forward pass.
+    """
+
+    id = "hf"
+    is_lock_step = True
+
+    def __init__(self, *, end_id: int, pad_id: int, max_batch_size: int = 256) -> None:
+        self.model: Any = None
+        self.end_id, self.pad_id, self.max_batch_size = end_id, pad_id, max_batch_size
+        self.version = 0
+        self._waiting: list[Request] = []
+
+    def load_weights(self, version: int, weights: torch.nn.Module) -> None:
+        """Generate with this module from now on; its weights are used as they are at the time of a request."""
+        self.model, self.version = weights, version
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """Return a response to a prompt; `logprobs` are those of the tempered distribution (T = 1 when greedy)."""
+        loop = asyncio.get_running_loop()
+        request = Request(prompt_ids, sampling, loop.create_future())
+        self._waiting.append(request)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
+        return await request.answer
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for begin in range(0, len(waiting), self.max_batch_size):
+            batch = [request for request in waiting[begin : begin + self.max_batch_size] if not request.answer.done()]
+            try:
+                for request, generation in zip(batch, self._generate(batch), strict=True):
+                    request.answer.set_result(generation)
+            except Exception as error:
+                for request in batch:
+                    if not request.answer.done():
+                        request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
+
+    def _generate(self, batch: list[Request]) -> list[Generation]:
+        with _generating(self.model):
+            input_ids, mask = self._left_padded([request.prompt_ids for request in batch])
+            rows = Rows(batch, self.end_id)
+            position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+            cache = None
+            while True:
+                output = self.model(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    position_ids=position_ids,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                tokens = rows.draw(output.logits[:, -1].float())
+                if rows.all_finished:
+                    return rows.generations(self.version)
+                cache = output.past_key_values
+                input_ids = tokens[:, None]
+                mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
+                position_ids = position_ids[:, -1:] + 1
+
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask, both (num_rows, longest prompt)."""
+        width, device = max(map(len, prompts)), next(self.model.parameters()).device
+        ids = torch.full((len(prompts), width), self.pad_id)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        return ids.to(device), mask.to(device)
+
+
+class Rows:
+    """The responses of a batch while they grow, token by token."""
+
+    def __init__(self, batch: list[Request], end_id: int) -> None:
+        self.samplings = [request.sampling for request in batch]
+        self.end_id = end_id
+        self.token_ids: list[list[int]] = [[] for _ in batch]
+        self.logprobs: list[list[float]] = [[] for _ in batch]
+        self.unfinished = set(range(len(batch)))
+
+    @property
+    def all_finished(self) -> bool:
+        return not self.unfinished
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Append one token to every unfinished row; logits (num_rows, vocabulary) -> token ids (num_rows,)."""
+        temperature = torch.tensor([s.temperature or 1.0 for s in self.samplings], device=logits.device)
+        logprobs = torch.log_softmax(logits / temperature[:, None], dim=-1)
+        tokens = logprobs.argmax(dim=-1)
+        sampled = [row for row in sorted(self.unfinished) if self.samplings[row].temperature > 0]
+        if sampled:
+            tokens[sampled] = _sample(
+                logprobs[sampled].exp(),
+                torch.tensor([self._coin(row) for row in sampled], dtype=torch.float64, device=logits.device),
+                torch.tensor([self.samplings[row].top_p for row in sampled], device=logits.device),
+            )
+        values = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        for row, token in enumerate(tokens.tolist()):
+            if row in self.unfinished:
+                self._append(row, token, values[row])
+        return tokens
+
+    def generations(self, version: int) -> list[Generation]:
+        return [
+            Generation(ids, logprobs, "stop" if ids[-1] == self.end_id else "length", version)
+            for ids, logprobs in zip(self.token_ids, self.logprobs, strict=True)
+        ]
+
+    def _append(self, row: int, token: int, logprob: float) -> None:
+        self.token_ids[row].append(token)
+        self.logprobs[row].append(logprob)
+        if token == self.end_id or len(self.token_ids[row]) == self.samplings[row].max_new_tokens:
+            self.unfinished.discard(row)
+
+    def _coin(self, row: int) -> float:
+        key = self.samplings[row].key
+        if key is None:
+            raise EngineError("sampling at a temperature above 0 needs a key, so that the draw can be repeated.")
+        return uniform(key, f"token {len(self.token_ids[row])}")
+
+
+def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> Tensor:
+    """Invert the cumulative distribution at each coin, over the smallest set of tokens that holds `top_p`.
+
+    Args:
+        probabilities: (num_rows, vocabulary).
+        coins: (num_rows,) in [0, 1).
+        top_p: (num_rows,) in (0, 1].
+    """
+    ordered, order = probabilities.double().sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = torch.where(before < top_p[:, None], ordered, 0.0)
+    cumulative = kept.cumsum(dim=-1)
+    place = torch.searchsorted(cumulative, coins[:, None] * cumulative[:, -1:], right=True)
+    last = (kept > 0).sum(dim=-1, keepdim=True) - 1
+    return order.gather(1, place.minimum(last))[:, 0]
+
+
+@contextmanager
+def _generating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation and inference mode; the mode before is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

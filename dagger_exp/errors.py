@@ -1,0 +1,48 @@
+"""What may fail, typed by the boundary that the failure crossed.
+
+DaggerError
+├── UserError         the user's mistake: one sentence with the mend, exit code 2, never a traceback
+│   ├── ConfigError   the choices of a run contradict each other or do not exist
+│   └── StoreError    a store on disk is not the one that was asked for
+├── DataError         the collected episodes cannot be trained on
+├── PolicyError       a policy gave no usable response
+│   └── EngineError   the engine behind it failed
+├── EnvError          an environment failed (not: the agent failed in it)
+└── LabelError        the teacher gave no label
+"""
+
+
+class DaggerError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class UserError(DaggerError):
+    """A mistake that the user can mend; the message says how, in one sentence."""
+
+
+class ConfigError(UserError):
+    """The choices of a run contradict each other, do not exist, or do not fit their constructors."""
+
+
+class StoreError(UserError):
+    """A store is of another run, of another schema version, damaged, or not where it was said to be."""
+
+
+class DataError(DaggerError):
+    """The episodes hold nothing to train on, or an example breaks its own invariants."""
+
+
+class PolicyError(DaggerError):
+    """A policy gave no usable response."""
+
+
+class EngineError(PolicyError):
+    """The engine that generates tokens failed."""
+
+
+class EnvError(DaggerError):
+    """An environment failed; the agent in it did nothing wrong."""
+
+
+class LabelError(DaggerError):
+    """The teacher gave no label for a visited state."""

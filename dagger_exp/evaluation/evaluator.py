@@ -1,0 +1,62 @@
+"""How does the student do alone? Fixed tasks and seeds, so that two runs can be compared task by task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagger_exp.errors import DataError
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.store.compaction import compact
+from dagger_exp.store.reader import RoundFile, RoundReader
+from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.types import Episode, Key, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Plays every task once.
+
+    Args:
+        runner: with a mixing that leaves every turn to the student.
+        tasks: held out from training.
+        seed: of the evaluation, the same for every run that is to be compared.
+        concurrency: episodes at once.
+        folder: where `round_000.parquet` is written, one row per turn as in the store.
+        run_id: of the run.
+    """
+
+    runner: Runner
+    tasks: Sequence[Task]
+    seed: int
+    concurrency: int
+    folder: Path
+    run_id: str
+
+    def evaluate(
+        self, round_index: int, on_episode: Callable[[Episode], None] = lambda episode: None
+    ) -> list[Episode]:
+        """Return the episodes of the student after a round; played once, read from disk the next time."""
+        path = self.folder / f"round_{round_index:03d}.parquet"
+        if not path.exists():
+            if not len(self.tasks):
+                raise DataError("The env's heldout split is empty: there is nothing to evaluate on.")
+            episodes = asyncio.run(self._play(round_index, on_episode))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            compact(path, (episode_to_rows(self.run_id, episode) for episode in episodes))
+        reader = RoundReader([RoundFile(path)])
+        return reader.episodes(range(len(reader)))
+
+    async def _play(self, round_index: int, on_episode: Callable[[Episode], None]) -> list[Episode]:
+        places = asyncio.Semaphore(self.concurrency)
+
+        async def play(index: int, task: Task) -> Episode:
+            async with places:
+                # The round is not in the key: the same tasks meet the same coins after every round.
+                episode = await self.runner.run(task, Key(self.seed, 0, task.id, index))
+            on_episode(episode)
+            return episode
+
+        return await asyncio.gather(*(play(index, task) for index, task in enumerate(self.tasks)))

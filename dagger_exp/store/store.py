@@ -1,0 +1,141 @@
+"""What is kept? Episodes and closed rounds, written in an order that survives a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dagger_exp.errors import StoreError
+from dagger_exp.store.compaction import compact
+from dagger_exp.store.files import ASIDE_SUFFIX, write_json, written_aside
+from dagger_exp.store.reader import RoundFile
+from dagger_exp.store.schema import TIME_COLUMNS, Row, episode_to_rows
+from dagger_exp.store.view import EpisodeSummary, StoreView, read_rows, sha256, summarize
+from dagger_exp.types import SCHEMA_VERSION, Episode
+
+
+class Store(StoreView):
+    """The store of a run that writes it: episodes come whole or not at all, closed rounds never change.
+
+    One process writes. Others of the same run (the ranks of a job) may hold a `Store` too if they make it
+    before the writer's first commit, since making one removes what killed writers have left.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        """Open the run's store, or create it; remove the leftovers of a writer that was killed.
+
+        Args:
+            folder: the run's `rounds/` folder.
+            run_id: the run that collects into it.
+
+        Raises:
+            StoreError: the store is of another run or schema version, is damaged, or cannot be written.
+        """
+        identity = folder / "store.json"
+        if not os.access(identity, os.F_OK):
+            write_json(identity, {"schema_version": SCHEMA_VERSION, "run_id": run_id})
+        super().__init__(folder)
+        if self.run_id != run_id:
+            raise StoreError(
+                f"{folder} is the store of run {self.run_id}, not of {run_id}: "
+                "resume that run with resume=FOLDER, or set another folder under `paths.`."
+            )
+        self._sweep()
+
+    @staticmethod
+    def open(folder: Path) -> StoreView:
+        """Open a store of which the run is not known, for reports and reuse; see `StoreView`."""
+        return StoreView(folder)
+
+    def commit(self, episode: Episode) -> EpisodeSummary:
+        """Make an episode durable in its open round, whole or not at all.
+
+        An episode that is there already stays as it is, if the new one differs in wall times at most.
+
+        Raises:
+            StoreError: the round is closed, it has a different episode of this index, or the disk is full or
+                cannot be written.
+        """
+        if self.is_closed(episode.round_index):
+            raise StoreError(
+                f"round {episode.round_index} of {self.folder} is closed and takes no episode: "
+                "collect into a later round, or start a new run."
+            )
+        rows = episode_to_rows(self.run_id, episode)
+        path = self.episodes_folder(episode.round_index) / f"{episode.episode_index:06d}.jsonl"
+        if not path.exists():
+            with written_aside(path) as file:
+                file.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
+        elif _without_times(read_rows(path)) != _without_times(rows):
+            raise StoreError(
+                f"{path} holds a different episode: delete it to keep the new one, or find the choice "
+                "that does not follow from the seed."
+            )
+        return summarize(rows)
+
+    def close_round(self, round_index: int, num_episodes: int, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Compact episodes 0 to num_episodes - 1 into one Parquet file; return the manifest that closes it.
+
+        The manifest has `schema_version run_id round_index num_episodes num_turns num_labels num_dropped
+        stop_reasons sha256 counts`; `num_dropped` are committed episodes of a higher index, which the round
+        does not keep. A round that is closed already stays as it is.
+
+        Args:
+            round_index: the round.
+            num_episodes: how many episodes it keeps.
+            counts: JSON values that the manifest shall hold as well.
+
+        Raises:
+            StoreError: an episode is missing or damaged, or the disk is full or cannot be written.
+        """
+        if not self.is_closed(round_index):
+            paths = self.committed_paths(round_index)
+            self._check_complete(round_index, num_episodes, paths)
+            compact(
+                self.parquet_path(round_index), (read_rows(paths[index]) for index in range(num_episodes))
+            )
+            manifest = self._describe(round_index, len(paths) - num_episodes, counts)
+            write_json(self.manifest_path(round_index), manifest)
+            shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)
+        return self.manifest(round_index)
+
+    def _check_complete(self, round_index: int, num_episodes: int, paths: Mapping[int, Path]) -> None:
+        missing = [index for index in range(num_episodes) if index not in paths]
+        if missing:
+            raise StoreError(
+                f"round {round_index} of {self.folder} lacks {len(missing)} of {num_episodes} episodes "
+                f"(the first is {missing[0]}) and cannot be closed: resume the run to collect them."
+            )
+
+    def _describe(self, round_index: int, num_dropped: int, counts: Mapping[str, Any]) -> dict[str, Any]:
+        # Counted in the file that lies on the disk: a manifest vouches for what can be read back.
+        file = RoundFile(self.parquet_path(round_index))
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "round_index": round_index,
+            "num_episodes": len(file),
+            "num_turns": int(file.num_turns.sum()),
+            "num_labels": int(file.num_labels.sum()),
+            "num_dropped": num_dropped,
+            "stop_reasons": dict(sorted(Counter(map(str, file.stop_reasons)).items())),
+            "sha256": sha256(file.path),
+            "counts": dict(counts),
+        }
+
+    def _sweep(self) -> None:
+        for round_folder in self.folder.glob("[0-9]*"):
+            if (round_folder / "manifest.json").exists():
+                shutil.rmtree(round_folder / "episodes", ignore_errors=True)
+            for aside in round_folder.rglob(f"*{ASIDE_SUFFIX}"):
+                aside.unlink(missing_ok=True)
+
+
+def _without_times(rows: Sequence[Row]) -> list[str]:
+    # As text, because a NaN does not equal itself.
+    return [json.dumps({name: row[name] for name in sorted(row.keys() - TIME_COLUMNS)}) for row in rows]

@@ -1,0 +1,175 @@
+"""What does a store hold? Reading one, by any process, also while its run is still writing.
+
+store.json                 whose store this is, and in which schema version
+000/episodes/000012.jsonl  an open round: one file for each committed episode, one line for each turn
+000/episodes.parquet       a closed round, and beside it
+000/manifest.json          its description, whose arrival is what closes the round
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dagger_exp.errors import StoreError
+from dagger_exp.store.files import read_json, read_json_lines
+from dagger_exp.store.reader import RoundFile, RoundReader
+from dagger_exp.store.schema import Row
+from dagger_exp.types import SCHEMA_VERSION, StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """What a collector must know of an episode that the store has already."""
+
+    num_turns: int
+    num_labels: int
+    stop_reason: StopReason
+    task_id: str
+
+
+class StoreView:
+    """A store for reading; changes nothing on disk.
+
+    Attributes:
+        folder: the run's `rounds/` folder.
+        run_id: the run that writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the store in this folder.
+
+        Raises:
+            StoreError: there is no store, its `store.json` is unreadable, or it has another schema version.
+        """
+        identity = folder / "store.json"
+        found = read_json(identity, "give the rounds/ folder of a run, or restore the file from a copy")
+        _check_version(identity, found)
+        self.folder = folder
+        self.run_id = str(found.get("run_id"))
+
+    def committed(self, round_index: int) -> dict[int, EpisodeSummary]:
+        """Return what the disk holds of a round, open or closed, by episode index in ascending order.
+
+        Raises:
+            StoreError: a file is damaged.
+        """
+        if self.is_closed(round_index):
+            reader = self.read(round_index)
+            numbers = (reader.num_turns.tolist(), reader.num_labels.tolist())
+            columns = zip(*numbers, reader.stop_reasons, reader.task_ids, strict=True)
+            return {index: EpisodeSummary(*values) for index, values in enumerate(columns)}
+        paths = self.committed_paths(round_index)
+        return {index: summarize(read_rows(path)) for index, path in paths.items()}
+
+    def is_closed(self, round_index: int) -> bool:
+        """Return whether the round has its manifest, so that nothing in it will change."""
+        return self.manifest_path(round_index).is_file()
+
+    def rounds(self) -> list[int]:
+        """Return the indices of the closed rounds, ascending."""
+        return sorted(int(path.parent.name) for path in self.folder.glob("[0-9]*/manifest.json"))
+
+    def next_round(self) -> int:
+        """Return the index of the first round that is not closed."""
+        closed = set(self.rounds())
+        return next(index for index in count() if index not in closed)
+
+    def manifest(self, round_index: int) -> dict[str, Any]:
+        """Return the manifest of a closed round, see `Store.close_round`.
+
+        Raises:
+            StoreError: the round is not closed, its manifest is damaged, or it has another schema version.
+        """
+        path = self.manifest_path(round_index)
+        manifest = read_json(path, "resume the run to close the round, or restore the file from a copy")
+        _check_version(path, manifest)
+        return manifest
+
+    def read(self, *round_indices: int) -> RoundReader:
+        """Return a reader over these closed rounds, in this order: `read(3)`, or `read(*store.rounds())`.
+
+        Raises:
+            StoreError: a round is not closed, or its file is damaged or not the one of its manifest.
+        """
+        return RoundReader([self._open_file(round_index) for round_index in round_indices])
+
+    def verify(self, round_index: int) -> None:
+        """Compare the bytes of a closed round with the hash in its manifest; reads the whole file.
+
+        Raises:
+            StoreError: the round is not closed, or its file is missing or not the one of its manifest.
+        """
+        path = self.parquet_path(round_index)
+        expected = self.manifest(round_index)["sha256"]
+        if not path.is_file() or sha256(path) != expected:
+            raise _not_as_described(path)
+
+    def episodes_folder(self, round_index: int) -> Path:
+        """Return where the episodes of an open round are."""
+        return self.folder / f"{round_index:03d}" / "episodes"
+
+    def parquet_path(self, round_index: int) -> Path:
+        """Return where a closed round has its episodes, one row per turn (see `schema`)."""
+        return self.folder / f"{round_index:03d}" / "episodes.parquet"
+
+    def manifest_path(self, round_index: int) -> Path:
+        """Return where a closed round has its manifest."""
+        return self.folder / f"{round_index:03d}" / "manifest.json"
+
+    def committed_paths(self, round_index: int) -> dict[int, Path]:
+        """Return the files of an open round's episodes, by episode index in ascending order."""
+        paths = self.episodes_folder(round_index).glob("*.jsonl")
+        return dict(sorted((int(path.stem), path) for path in paths))
+
+    def _open_file(self, round_index: int) -> RoundFile:
+        manifest = self.manifest(round_index)
+        file = RoundFile(self.parquet_path(round_index))
+        if (len(file), int(file.num_turns.sum())) != (manifest["num_episodes"], manifest["num_turns"]):
+            raise _not_as_described(file.path)
+        return file
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of one committed episode.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    return read_json_lines(path, "delete it and resume the run to collect the episode again")
+
+
+def summarize(rows: Sequence[Row]) -> EpisodeSummary:
+    """Return the summary of one episode's rows."""
+    return EpisodeSummary(
+        num_turns=sum(row["turn_index"] is not None for row in rows),
+        num_labels=sum(row["has_label"] or False for row in rows),
+        stop_reason=StopReason(rows[0]["stop_reason"]),
+        task_id=rows[0]["task_id"],
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_version(path: Path, found: Mapping[str, Any]) -> None:
+    version = found.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version} and this code reads {SCHEMA_VERSION}: "
+            "use the version of dagger_exp that wrote it, or start a new run."
+        )
+
+
+def _not_as_described(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is not the file that its manifest describes: restore both from a copy, or delete the folder "
+        "and those of the later rounds and resume the run."
+    )

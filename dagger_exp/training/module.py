@@ -1,0 +1,78 @@
+"""The student as a LightningModule. It knows no method: who acted and who labelled is in the weights of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from dagger_exp.data.batches import Batch, MicroBatch
+from dagger_exp.errors import DataError
+from dagger_exp.training.losses import weighted_cross_entropy
+from dagger_exp.training.student import Student
+
+
+class StudentModule(lightning.LightningModule):
+    """Trains the student on batches of prefix trees.
+
+    Optimisation is manual, for one reason: the loss is normalised over the global batch, whose weight is known before
+    its micro-batches are, and whose micro-batches differ in number from step to step.
+
+    Args:
+        student: model and tokenizer.
+        optimizer: makes the optimizer of parameters.
+        lr_scheduler: makes the scheduler of an optimizer; it is stepped after every optimizer step.
+        max_grad_norm: gradients are clipped to this norm; None leaves them.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        optimizer: Callable[[Any], torch.optim.Optimizer],
+        lr_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
+        max_grad_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = student.model
+        self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
+        self.max_grad_norm = max_grad_norm
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Take one optimizer step; return this process's share of the loss of the global batch."""
+        if batch.total_weight <= 0:
+            raise DataError(f"step {self.global_step} has no trainable token.")
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        shares = [self._backward(micro_batch, batch.total_weight) for micro_batch in batch.micro_batches]
+        self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+        optimizer.step()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return torch.stack(shares).sum()
+
+    def _backward(self, micro_batch: MicroBatch, total_weight: float) -> Tensor:
+        loss = self.loss(micro_batch) / total_weight
+        self.manual_backward(loss * self.trainer.world_size)  # the strategy averages gradients over processes
+        return loss.detach()
+
+    def loss(self, micro_batch: MicroBatch) -> Tensor:
+        """Return the weighted sum of the losses of a micro-batch, not normalised."""
+        positions, place = torch.unique(micro_batch.target_parents, return_inverse=True)
+        logits = self.model(
+            input_ids=micro_batch.input_ids,
+            attention_mask=micro_batch.attention_mask(),
+            position_ids=micro_batch.position_ids,
+            use_cache=False,  # with a cache, restarted positions are silently wrong
+            logits_to_keep=positions,
+        ).logits
+        predictions = logits[micro_batch.target_rows, place]
+        return weighted_cross_entropy(predictions, micro_batch.target_ids, micro_batch.target_weights)

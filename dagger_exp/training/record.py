@@ -1,0 +1,94 @@
+"""What a run leaves behind: a row per round, the failures, sample episodes; in files, and in every logger."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from dagger_exp.store.files import write_json
+from dagger_exp.types import Episode
+
+STEP_INTERVAL = 10
+"""Optimizer steps between two logged ones."""
+SAMPLE_EPISODES = 3
+
+
+class RunRecord:
+    """Rows of a run, in `summary.json` and in the loggers.
+
+    Args:
+        folder: of the run.
+        loggers: each gets every row against the axis `round` and every tenth step against `trainer/global_step`.
+    """
+
+    def __init__(self, *, folder: Path, loggers: Sequence[Logger]) -> None:
+        self.folder, self.loggers = folder, list(loggers)
+        self.path = folder / "summary.json"
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.rows: list[dict[str, float]] = found.get("rounds", [])
+
+    def row(self, round_index: int) -> dict[str, float] | None:
+        """Return the row of a round that is over, None before."""
+        return next((row for row in self.rows if row["round"] == round_index), None)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Log the row of a round that is over, then write it down: after a kill it is logged again, never lost."""
+        for logger in self.loggers:
+            logger.log_metrics(row)
+        self.rows.append(row)
+        write_json(self.path, {**row, "rounds": self.rows})
+
+    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log an optimizer step."""
+        if step % STEP_INTERVAL == 0:
+            for logger in self.loggers:
+                logger.log_metrics({**metrics, "trainer/global_step": step})
+
+    def log_samples(self, round_index: int, episodes: Sequence[Episode]) -> None:
+        """Log the first episodes of a round as a table: who acted, what was done, and the label."""
+        columns = ["round", "episode", "task", "turn", "actor", "observation", "action", "label", "beta", "coin"]
+        rows = [
+            [round_index, episode.episode_index, episode.task_id, turn.turn_index, turn.actor.value]
+            + [turn.observation, turn.response_text, turn.label_text or "", turn.beta, turn.coin]
+            for episode in episodes[:SAMPLE_EPISODES]
+            for turn in episode.turns
+        ]
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("rollout/samples", columns=columns, data=rows)
+
+    def failures(self, episodes: Sequence[Episode], phase: str = "collect") -> None:
+        """Append the episodes that infrastructure ended to `failures.csv`."""
+        failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
+        path = self.folder / "failures.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["phase", "round", "episode", "task", "stop_reason", "error"])
+            for episode in failed:
+                writer.writerow(
+                    [phase, episode.round_index, episode.episode_index, episode.task_id]
+                    + [episode.stop_reason.value, episode.error]
+                )
+
+
+    def close(self, folder: Path) -> None:
+        """Upload the store and the student where W&B is online, and end every logger."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger) and not logger._offline:
+                for name in ("rounds", "student"):
+                    logger.experiment.log_artifact(str(folder / name), name=f"{folder.name}-{name}", type=name)
+            logger.finalize("success")
+
+
+def define_axes(experiment: Any) -> None:
+    """Tell W&B which axis each metric is drawn against."""
+    for prefix in ("round", "rollout", "eval"):
+        experiment.define_metric(f"{prefix}/*", step_metric="round")
+    experiment.define_metric("train/*", step_metric="trainer/global_step")

@@ -1,0 +1,224 @@
+"""The loop of DAgger, as a Lightning callback: collect, aggregate, train, evaluate, round after round.
+
+Lightning asks for a round's loader between epochs; that is where the round is made sure of. `ensure_round` is
+idempotent: after a kill it finds what is done and does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, Protocol
+
+import lightning
+
+from dagger_exp.errors import ConfigError
+from dagger_exp.evaluation.evaluator import Evaluator
+from dagger_exp.evaluation.metrics import evaluation_metrics, rollout_metrics, stop_reasons
+from dagger_exp.protocols import Engine, Mixing
+from dagger_exp.rollout.collector import Collector
+from dagger_exp.training.record import RunRecord
+from dagger_exp.types import Episode
+
+POISONED_LOSS = 1.0
+"""A student whose loss after round 0 is above this acts at random, and its states poison the later labels."""
+
+
+TAIL_STEPS = 20
+"""Steps at the end of a round over which its loss is averaged."""
+
+
+class Progress(Protocol):
+    """Someone who watches."""
+
+    def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
+        """A phase of a round begins: `collect` (total in labels or episodes), `train` (steps), `evaluate` (tasks)."""
+        ...
+
+    def advance(self, amount: int, *, episode: Episode | None = None, loss: float | None = None) -> None:
+        """Some of the total is done: an episode has ended, or a step was taken."""
+        ...
+
+    def end_round(self, row: dict[str, float]) -> None:
+        """A round is over; `row` holds its metrics."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something deserves attention."""
+        ...
+
+
+class RoundCallback(lightning.Callback):
+    """Makes sure of rounds, and keeps the record of them.
+
+    Args:
+        collector: of training episodes.
+        evaluator: of the student alone.
+        mixing: the collector's, for the record.
+        engines: those that serve the student's weights.
+        record: rows, logs and files of the run.
+        progress: who watches.
+        num_rounds: rounds of the run.
+        num_labels: label budget of each round, or None.
+        num_episodes: episodes of each round, or None; exactly one of the two is given.
+        stop_at_success: ends the run when the student's success rate reaches this; None never.
+    """
+
+    def __init__(
+        self,
+        *,
+        collector: Collector,
+        evaluator: Evaluator,
+        mixing: Mixing,
+        engines: Sequence[Engine],
+        record: RunRecord,
+        progress: Progress,
+        num_rounds: int,
+        num_labels: Sequence[int] | None = None,
+        num_episodes: int | None = None,
+        stop_at_success: float | None = None,
+    ) -> None:
+        if (num_labels is None) == (num_episodes is None):
+            raise ConfigError("give exactly one of rounds.labels and rounds.tasks.")
+        self.collector, self.evaluator, self.mixing, self.engines = collector, evaluator, mixing, engines
+        self.store = collector.store
+        self.record, self.progress = record, progress
+        self.num_rounds, self.num_labels, self.num_episodes = num_rounds, num_labels, num_episodes
+        self.stop_at_success = stop_at_success
+        self.losses: dict[int, list[float]] = {}
+        self.seconds: dict[int, float] = {}
+        self._began: float | None = None
+
+    def ensure_round(self, trainer: lightning.Trainer, module: lightning.LightningModule, round_index: int) -> bool:
+        """Make sure that a round is collected and closed, and that the one before is evaluated.
+
+        Returns:
+            False where there is nothing left to train on: the last round is over, or the student is good enough.
+        """
+        over = False
+        if trainer.is_global_zero:
+            over = round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1))
+            over = over or round_index >= self.num_rounds
+            if not over:
+                self.ensure_collected(module, round_index)
+        over = trainer.strategy.broadcast(over)
+        trainer.should_stop = trainer.should_stop or over
+        self._began = None
+        return not over
+
+    def ensure_collected(self, module: lightning.LightningModule, round_index: int) -> None:
+        """Collect what the store lacks, and close the round."""
+        if self.store.is_closed(round_index):
+            return
+        begin = time.monotonic()
+        self._hand_over(module, version=round_index)
+        budget = None if self.num_labels is None else self.num_labels[round_index]
+        total = budget or self.num_episodes or 0
+        self.progress.begin("collect", round_index, total, beta=self._beta(round_index))
+        size = self.collector.collect(
+            round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
+        )
+        episodes = self.collector.episodes(round_index, size)
+        counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
+        self.record.failures(episodes)
+        self.store.close_round(round_index, size, counts | {"stop_reasons": dict(stop_reasons(episodes))})
+        self.record.log_samples(round_index, episodes)
+
+    def ensure_evaluated(self, module: lightning.LightningModule, round_index: int) -> dict[str, float]:
+        """Evaluate the student after a round, write and log the round's row, and return it."""
+        if (row := self.record.row(round_index)) is not None:
+            return row
+        begin = time.monotonic()
+        self._hand_over(module, version=round_index + 1)
+        self.progress.begin("evaluate", round_index, len(self.evaluator.tasks))
+        episodes = self.evaluator.evaluate(round_index, self._watch_evaluating)
+        self.record.failures(episodes, phase="evaluate")
+        row = self._row(round_index, episodes) | {"round/evaluate_s": time.monotonic() - begin}
+        self.record.add(row)
+        self.progress.end_round(row)
+        self._warn(row)
+        return row
+
+    def finish(self, module: lightning.LightningModule) -> None:
+        """Evaluate the last round that was trained, once the training is over."""
+        over = [r for r in range(self.num_rounds) if self.store.is_closed(r)]
+        self.ensure_evaluated(module, over[-1])
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        datamodule.before_round = lambda round_index: self.ensure_round(trainer, pl_module, round_index)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._began is None:  # not on_train_epoch_start: a resume inside an epoch skips it
+            self._began, round_index = time.monotonic(), self._round_index(trainer)
+            self.progress.begin(
+                "train", round_index, int(trainer.num_training_batches), done=batch_idx, beta=self._beta(round_index)
+            )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = float(trainer.strategy.reduce(outputs["loss"], reduce_op="sum"))
+        self.losses.setdefault(self._round_index(trainer), []).append(loss)
+        self.progress.advance(1, loss=loss)
+        self.record.log_step(trainer.global_step, {"train/loss": loss, "train/lr": _learning_rate(trainer)})
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._began is not None:
+            round_index = self._round_index(trainer)
+            self.seconds[round_index] = self.seconds.get(round_index, 0.0) + time.monotonic() - self._began
+            self._began = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses, self.seconds = dict(state_dict["losses"]), dict(state_dict["seconds"])
+
+    def _round_index(self, trainer: lightning.Trainer) -> int:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        return trainer.current_epoch // datamodule.epochs_per_round
+
+    def _hand_over(self, module: lightning.LightningModule, version: int) -> None:
+        for engine in self.engines:
+            engine.load_weights(version, module.model)
+
+    def _row(self, round_index: int, episodes: Sequence[Episode]) -> dict[str, float]:
+        losses = self.losses.get(round_index, [])
+        row: dict[str, float] = {"round": round_index}
+        if (beta := self._beta(round_index)) is not None:
+            row["round/beta"] = beta
+        row |= {name: value for name, value in self.store.manifest(round_index)["counts"].items() if "/" in name}
+        row |= {"round/train_s": self.seconds.get(round_index, 0.0), "train/num_steps": len(losses)}
+        row |= {"train/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
+        return row | evaluation_metrics(episodes)
+
+    def _beta(self, round_index: int) -> float | None:
+        return self.mixing.beta(round_index)
+
+    def _is_over(self, row: dict[str, float]) -> bool:
+        success = row.get("eval/success_rate", 0.0)
+        return self.stop_at_success is not None and success >= self.stop_at_success
+
+    def _warn(self, row: dict[str, float]) -> None:
+        if row["round"] == 0 and row.get("train/loss", 0.0) > POISONED_LOSS:
+            self.progress.warn(
+                f"round 0 ended with a loss of {row['train/loss']:.2f}, above {POISONED_LOSS:g}: its student acts nearly"
+                " at random and the labels of the next rounds will be of little use; give round 0 more rounds.steps."
+            )
+        if "eval/success_rate" not in row:
+            self.progress.warn(
+                f"{row['eval/num_failed']:g} of {row['eval/num_tasks']:g} evaluation episodes failed for reasons of"
+                " infrastructure: no success rate is given; see failures.csv."
+            )
+
+    def _watch_collecting(self, episode: Episode) -> None:
+        self.progress.advance(1 if self.num_labels is None else episode.num_labels, episode=episode)
+
+    def _watch_evaluating(self, episode: Episode) -> None:
+        self.progress.advance(1, episode=episode)
+
+
+def _learning_rate(trainer: lightning.Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])

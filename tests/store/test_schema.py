@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dagger_exp.store.compaction import compact
+from dagger_exp.store.reader import RoundFile, RoundReader
+from dagger_exp.store.schema import SCHEMA, episode_to_rows, rows_to_episode
+from dagger_exp.types import Actor, Episode, StopReason, Turn
+
+INDICES = st.integers(0, 2**31 - 1)
+IDS = st.lists(INDICES, max_size=4).map(tuple)
+FLOATS = st.floats(allow_nan=False)
+TURNS = st.builds(
+    Turn,
+    turn_index=INDICES,
+    actor=st.sampled_from(Actor),
+    observation=st.text(),
+    context_ids=IDS,
+    starts_branch=st.booleans(),
+    response_text=st.text(),
+    response_ids=IDS,
+    sampling_logprobs=st.lists(st.floats(width=32, allow_nan=False), max_size=4).map(tuple),
+    label_text=st.none() | st.text(),
+    label_ids=st.none() | IDS,
+    beta=st.none() | FLOATS,
+    coin=st.none() | FLOATS,
+    kappa=st.none() | INDICES,
+    valid=st.booleans(),
+    reward=FLOATS,
+    finish_reason=st.text(),
+    policy_version=INDICES,
+    wall_time_s=FLOATS,
+)
+EPISODES = st.builds(
+    Episode,
+    round_index=INDICES,
+    episode_index=INDICES,
+    task_id=st.text(),
+    stop_reason=st.sampled_from(StopReason),
+    turns=st.lists(TURNS, max_size=3).map(tuple),
+    teacher_id=st.text(),
+    engine=st.text(),
+    chat_template_hash=st.text(),
+    error=st.text(),
+    wall_time_s=FLOATS,
+)
+
+
+def test_every_field_of_the_record_has_a_column() -> None:
+    recorded = {field.name for record in (Episode, Turn) for field in fields(record)} - {"turns"}
+    assert recorded | {"run_id", "schema_version", "has_label", "episode_wall_time_s"} == set(SCHEMA.names)
+
+
+def test_columns_are_plain_so_that_datasets_reads_them() -> None:
+    assert not any(isinstance(kind, pa.BaseExtensionType) for kind in SCHEMA.types)
+
+
+@given(EPISODES)
+def test_an_episode_survives_json(episode: Episode) -> None:
+    lines = [json.dumps(row) for row in episode_to_rows("run", episode)]
+    assert rows_to_episode([json.loads(line) for line in lines]) == episode
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(EPISODES, min_size=1, max_size=4, unique_by=lambda episode: episode.episode_index))
+def test_episodes_survive_parquet(episodes: list[Episode]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episodes.parquet"
+        compact(path, (episode_to_rows("run", episode) for episode in episodes))
+        reader = RoundReader([RoundFile(path)])
+        assert reader.episodes(range(len(reader))) == episodes
+        assert reader.num_labels.tolist() == [episode.num_labels for episode in episodes]
+
+
+def test_arrays_of_numpy_are_stored_as_the_numbers_they_hold(make_episode) -> None:
+    episode = make_episode(0)
+    arrays = replace(episode.turns[0], context_ids=np.array([0, 7]), sampling_logprobs=np.array([-0.5, -0.25]))
+    rows = episode_to_rows("run", replace(episode, turns=(arrays, *episode.turns[1:])))
+    assert json.dumps(rows) == json.dumps(episode_to_rows("run", episode))
+
+
+def test_undecodable_output_of_a_command_does_not_stop_a_round(make_episode, store) -> None:
+    turn = replace(make_episode(0).turns[0], observation="caf\udce9")
+    store.commit(make_episode(0, turns=(turn,)))
+    store.close_round(0, 1, {})
+    assert store.read(0).episode(0).turns[0].observation == "caf?"
