@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning
 import torch
+import transformers
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -51,6 +53,7 @@ class Run:
 
 def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | None = None) -> Run:
     """Build everything that plays episodes."""
+    silence_libraries()
     torch.set_num_threads(cfg.num_threads)
     world: World = make(cfg.env)
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
@@ -159,9 +162,15 @@ def build_training(
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=10_000_000,  # steps are logged by the round callback, with their axis
+        log_every_n_steps=1,  # of `self.log`, which is not used: the round callback logs each row with its axis
     )
     return trainer, module, datamodule, rounds
+
+
+def silence_libraries() -> None:
+    """Keep other people's progress bars and banners off the terminal; their messages go to `train.log`."""
+    logging.getLogger("lightning").handlers.clear()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
@@ -181,7 +190,7 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
             config=config,
             settings=settings,
         )
-        if isinstance(wandb, WandbLogger) and lightning.pytorch.utilities.rank_zero_only.rank == 0:
+        if isinstance(wandb, WandbLogger):
             define_axes(wandb.experiment)
         loggers.append(wandb)
     return loggers
@@ -189,7 +198,11 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
 
 def checkpoints(folder: Path, every_n_steps: int) -> Sequence[ModelCheckpoint]:
     """Return what writes `checkpoints/last.ckpt`: at the end of every epoch, and every few steps."""
-    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "filename": CHECKPOINT, "enable_version_counter": False}
+    common: dict[str, Any] = {
+        "dirpath": folder / "checkpoints",
+        "filename": CHECKPOINT,
+        "enable_version_counter": False,
+    }
     return [
         ModelCheckpoint(**common, every_n_epochs=1, save_on_train_epoch_end=True),
         ModelCheckpoint(**common, every_n_train_steps=every_n_steps, save_on_train_epoch_end=False),
@@ -216,7 +229,7 @@ def num_steps(cfg: DictConfig) -> int:
 
 
 def make(node: DictConfig, **shared: Any) -> Any:
-    """Instantiate a component with those of the shared objects that its constructor asks for: the only place that does."""
+    """Instantiate a component with those shared objects that its constructor asks for; nothing else instantiates."""
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = {name: value for name, value in shared.items() if takes_any or name in parameters}

@@ -115,6 +115,7 @@ PASSED_BY_BUILD: dict[str, set[str]] = {
 }
 """Constructor arguments that `build` passes itself, by group."""
 
+
 def register_schema() -> None:
     """Make the schemas known to Hydra; `defaults` lists name them."""
     store = ConfigStore.instance()
@@ -134,9 +135,8 @@ def compose_checked(config_name: str, overrides: list[str]) -> DictConfig:
         with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
             cfg = compose(config_name, overrides)
         OmegaConf.resolve(cfg)
-        missing = OmegaConf.missing_keys(cfg)
-        if missing:
-            raise ConfigError(f"{sorted(missing)[0]} has no value; give it, as in {sorted(missing)[0]}=VALUE.")
+        for missing in sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError(f"{missing} has no value; give it, as in {missing}=VALUE.")
         return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error, config_name)) from error
@@ -148,21 +148,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: says what to change.
     """
-    rounds, mixing = cfg.rounds, cfg.mixing.get("_target_", "")
-    has_schedule = cfg.schedule.get("_target_") is not None
-    if mixing.endswith("TurnMixture") and not has_schedule:
-        raise ConfigError("mixing=turn needs a beta; choose a schedule, as in schedule=linear.")
-    if not mixing.endswith("TurnMixture") and has_schedule:
-        raise ConfigError(
-            f"this mixing ({mixing.rsplit('.', 1)[-1]}) has no beta, but a schedule is set; add schedule=none,"
-            " or choose mixing=turn."
-        )
-    if cfg.name == "sft" and not mixing.endswith("TeacherOnly"):
-        raise ConfigError("method=sft trains on the teacher's own episodes; remove the mixing or choose method=dagger.")
-    if cfg.labeler.turns == "none":
-        raise ConfigError("labeler=none leaves nothing to train on; it is for dagger-collect alone.")
-    if mixing.endswith("TeacherOnly") and cfg.labeler.turns == "student":
-        raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
+    _check_mixing(cfg)
+    rounds = cfg.rounds
     if (rounds.labels is None) == (rounds.tasks is None):
         raise ConfigError("give exactly one of rounds.labels and rounds.tasks; set the other to null.")
     if rounds.steps is not None and rounds.epochs_per_round != 1:
@@ -170,6 +157,19 @@ def check(cfg: DictConfig) -> None:
     for name in ("labels", "steps"):
         per_round(cfg, name)
     bind(cfg)
+
+
+def _check_mixing(cfg: DictConfig) -> None:
+    mixing = str(cfg.mixing.get("_target_")).rsplit(".", 1)[-1]
+    has_schedule = cfg.schedule.get("_target_") is not None
+    if mixing == "TurnMixture" and not has_schedule:
+        raise ConfigError("mixing=turn needs a beta; choose a schedule, as in schedule=linear.")
+    if cfg.name == "sft" and mixing != "TeacherOnly":
+        raise ConfigError("method=sft trains on the teacher's own episodes; remove the mixing or choose method=dagger.")
+    if mixing != "TurnMixture" and has_schedule:
+        raise ConfigError(f"{mixing} has no beta, but a schedule is set; add schedule=none, or choose mixing=turn.")
+    if mixing == "TeacherOnly" and cfg.labeler.turns == "student":
+        raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
 
 
 def per_round(cfg: DictConfig, name: str) -> list[int] | None:
@@ -211,7 +211,11 @@ def bind(cfg: DictConfig) -> None:
 
 
 def _bind_names(
-    path: str, parameters: Mapping[str, inspect.Parameter], given: typing.AbstractSet[str], passed: set[str], partial: bool | None
+    path: str,
+    parameters: Mapping[str, inspect.Parameter],
+    given: typing.AbstractSet[str],
+    passed: set[str],
+    partial: bool | None,
 ) -> None:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in sorted(given - parameters.keys()):
@@ -236,7 +240,9 @@ def _bind_types(path: str, target: Any, given: Mapping[str, Any]) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a plain value fits a hint of plain types; anything else is left to the constructor."""
-    options = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    )
     if not all(option in (str, int, float, bool, type(None)) for option in options):
         return True
     if isinstance(value, bool):

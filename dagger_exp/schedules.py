@@ -65,7 +65,9 @@ class Exponential(Shape):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.start, self.end) <= 0.0:
-            raise ConfigError("schedule=exponential needs schedule.start and schedule.end above 0; use schedule=linear.")
+            raise ConfigError(
+                "schedule=exponential needs schedule.start and schedule.end above 0; use schedule=linear."
+            )
 
     def value(self, progress: float) -> float:
         return self.start * (self.end / self.start) ** progress

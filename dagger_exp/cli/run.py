@@ -78,7 +78,10 @@ def told(folder: Path) -> Iterator[None]:
         _status(folder, "finished")
     except KeyboardInterrupt:
         _status(folder, "interrupted")
-        print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  dagger-train resume={folder}", file=sys.stderr)
+        print(
+            f"\ninterrupted; nothing that was committed is lost. Go on with:\n  dagger-train resume={folder}",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except (DaggerError, OSError) as error:
         _status(folder, "failed", str(error))
@@ -95,7 +98,9 @@ def complain(error: Exception) -> int:
     """Print an error as one sentence and return the exit code."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or 'the output folder'}: {error.strerror}; free space or set another paths.output_folder."
+        text = (
+            f"{error.filename or 'the output folder'}: {error.strerror}; free space or set another paths.output_folder."
+        )
     print(f"error: {text}", file=sys.stderr)
     return 2
 
@@ -114,7 +119,7 @@ def open_manifest(folder: Path) -> dict[str, str]:
             raise StoreError(f"{path} is damaged; restore it, or start a new run.") from error
     manifest = {
         "run_id": f"{re.sub(r'[^a-z0-9.-]+', '-', folder.name.lower())[:50]}-{secrets.token_hex(3)}",
-        "created": datetime.now().isoformat(timespec="seconds"),
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": {name: _version(name) for name in PACKAGES},
         "choices": dict(HydraConfig.get().runtime.choices),
@@ -129,22 +134,19 @@ def log_to(path: Path) -> None:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
     logging.captureWarnings(True)
 
 
 def _status(folder: Path, state: str, error: str = "") -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         last_line = error.strip().splitlines()[-1] if error.strip() else ""
-        time = datetime.now().isoformat(timespec="seconds")
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(folder / "status.json", {"state": state, "error": last_line, "time": time})
 
 
 def _commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
     return found.stdout.strip()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -17,7 +20,19 @@ from rich.text import Text
 
 from dagger_exp.types import Actor, Episode
 
-COLUMNS = ("round", "beta", "student turns", "labels", "agreement", "malformed", "loss", "success", "95 %", "seconds")
+COLUMNS = {
+    "round": 5,
+    "beta": 5,
+    "student": 7,
+    "labels": 6,
+    "agree": 5,
+    "err": 5,
+    "loss": 6,
+    "success": 7,
+    "95 %": 9,
+    "s": 5,
+}
+"""Headings and widths: share of the student's turns, its agreement with the teacher, its malformed actions (alone)."""
 
 
 class Terminal:
@@ -47,13 +62,17 @@ class Terminal:
         self._actors: deque[Actor] = deque(maxlen=60)
         world = cfg.env._target_.rsplit(".", 1)[-1]
         size = f"{num_parameters / 1e6:.2f} M parameters"
-        self.console.print(f"[bold]{cfg.name}[/] on {world}, student of {size}, seed {cfg.seed} -> {escape(str(folder))}")
+        self.console.print(
+            f"[bold]{cfg.name}[/] on {world}, student of {size}, seed {cfg.seed} -> {escape(str(folder))}"
+        )
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.stop()
 
     def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
@@ -79,9 +98,9 @@ class Terminal:
 
     def end_round(self, row: dict[str, float]) -> None:
         if not self.rows:
-            self.console.print(Text("  ".join(f"{name:>13}" for name in COLUMNS), style="bold"))
+            self.console.print(Text(_line(COLUMNS), style="bold"))
         self.rows.append(row)
-        self.console.print("  ".join(f"{value:>13}" for value in _cells(row)), highlight=False)
+        self.console.print(_line(_cells(row)), highlight=False)
 
     def warn(self, text: str) -> None:
         self.console.print(f"[yellow]warning:[/] {escape(text)}")
@@ -89,15 +108,15 @@ class Terminal:
     def finish(self) -> None:
         """Print where things lie and what to type next."""
         self._live.stop()
-        folder = escape(str(self.folder))
+        folder = escape(_short(self.folder))
+        self.console.print(f"\ndone in {time.monotonic() - self.began:.0f} s; in {folder}:", soft_wrap=True)
         table = Table.grid(padding=(0, 2))
-        table.add_row("student", f"{folder}/student", "a Hugging Face folder")
-        table.add_row("record", f"{folder}/summary.json, metrics.csv", "one row per round")
-        table.add_row("episodes", f"{folder}/rounds/*/episodes.parquet", "one row per turn")
-        self.console.print(f"\ndone in {time.monotonic() - self.began:.0f} s")
+        table.add_row("  student/", "a Hugging Face folder")
+        table.add_row("  summary.json, metrics.csv", "a row per round")
+        table.add_row("  rounds/*/episodes.parquet", "a row per turn: who acted, the action, the label")
         self.console.print(table)
-        self.console.print("next:  dagger-train method=sft        the same labels, the teacher acting alone")
-        self.console.print(f"       dagger-evaluate student.init={folder}", soft_wrap=True)
+        self.console.print("next:\n  dagger-train method=sft   [dim]# as many labels, the teacher acting alone[/]")
+        self.console.print(f"  dagger-evaluate student.init={folder}", soft_wrap=True)
 
     def _who(self) -> str:
         """Return the last turns as a strip: T where the teacher acted, s where the student did."""
@@ -111,6 +130,15 @@ class Terminal:
         return f"  ~{per_round * (self.num_rounds - len(self.rows)):.0f} s left"
 
 
+def _short(folder: Path) -> str:
+    """Return the folder as a person in the current one would type it."""
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
+
+
 def _cells(row: dict[str, float]) -> list[str]:
     def show(name: str, form: str) -> str:
         return format(row[name], form) if name in row else "-"
@@ -118,11 +146,11 @@ def _cells(row: dict[str, float]) -> list[str]:
     interval = f"{show('eval/success_low', '.2f')}-{show('eval/success_high', '.2f')}"
     return [
         f"{row['round']:.0f}",
-        show("round/beta", ".3f"),
+        show("round/beta", ".2f"),
         show("rollout/student_turn_rate", ".2f"),
         show("rollout/num_labels", ".0f"),
         show("rollout/agreement_rate", ".2f"),
-        show("eval/malformed_rate", ".3f"),
+        show("eval/malformed_rate", ".2f"),
         show("train/loss", ".3f"),
         show("eval/success_rate", ".3f"),
         interval,

@@ -1,9 +1,9 @@
 """dagger-train: the main job.
 
-    dagger-train                                    DAgger on repo_repair, two minutes on a laptop
-    dagger-train method=sft seed=3                  another method, another seed
-    dagger-train schedule=linear schedule.floor=0.2 another beta
-    dagger-train resume=outputs/runs/FOLDER         go on where a run was interrupted
+dagger-train                                    DAgger on repo_repair, two minutes on a laptop
+dagger-train method=sft seed=3                  another method, another seed
+dagger-train schedule=linear schedule.floor=0.2 another beta
+dagger-train resume=outputs/runs/FOLDER         go on where a run was interrupted
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def train(cfg: DictConfig, folder: Path) -> None:
         run.student.save_format(folder / "student")
         checkpoint = folder / "checkpoints" / f"{CHECKPOINT}.ckpt"
         try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+            trainer.fit(
+                module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False
+            )
         except SystemExit as stop:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from stop
         if trainer.is_global_zero:

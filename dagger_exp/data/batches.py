@@ -43,7 +43,8 @@ class MicroBatch:
 class Batch:
     """One optimizer step of this process.
 
-    `total_weight` is the sum of the weights over all processes, so that the loss is normalised over the global batch.
+    `total_weight`, `num_tokens` and `num_episodes` are those of the global batch, over all processes, so that the loss
+    is normalised over it.
     """
 
     micro_batches: Sequence[MicroBatch]
@@ -77,7 +78,7 @@ def make_batch(
     return Batch(
         micro_batches,
         total_weight=float(sum(np.sum(tree.ce_weight) for share in shares for tree in share)),
-        num_tokens=sum(len(tree) for tree in shares[rank]),
+        num_tokens=sum(len(tree) for share in shares for tree in share),
         num_episodes=num_episodes,
     )
 

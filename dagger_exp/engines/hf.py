@@ -68,7 +68,7 @@ class HfEngine:
             try:
                 for request, generation in zip(batch, self._generate(batch), strict=True):
                     request.answer.set_result(generation)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the episodes that wait must hear of it
                 for request in batch:
                     if not request.answer.done():
                         request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))

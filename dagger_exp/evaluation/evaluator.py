@@ -35,9 +35,7 @@ class Evaluator:
     folder: Path
     run_id: str
 
-    def evaluate(
-        self, round_index: int, on_episode: Callable[[Episode], None] = lambda episode: None
-    ) -> list[Episode]:
+    def evaluate(self, round_index: int, on_episode: Callable[[Episode], None] = lambda episode: None) -> list[Episode]:
         """Return the episodes of the student after a round; played once, read from disk the next time."""
         path = self.folder / f"round_{round_index:03d}.parquet"
         if not path.exists():

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from dagger_exp.types import Actor, Episode, StopReason, Turn
+from dagger_exp.rollout.metrics import share
+from dagger_exp.types import Episode, StopReason
 
 MAX_INFRASTRUCTURE_RATE = 0.02
 """An evaluation with a larger share of infrastructure failures has no rate."""
@@ -30,29 +31,6 @@ def wilson(num_hits: int, num_trials: int) -> Rate:
     return Rate(num_hits / num_trials, float(interval.low), float(interval.high))
 
 
-def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return what a round's collection was like, under `rollout/`."""
-    turns = [turn for episode in episodes for turn in episode.turns]
-    students = [turn for turn in turns if turn.actor is Actor.STUDENT]
-    compared = [turn for turn in students if turn.label_ids is not None]
-    counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
-    return {
-        "rollout/num_episodes": len(episodes),
-        "rollout/num_turns": len(turns),
-        "rollout/num_labels": sum(turn.label_ids is not None for turn in turns),
-        "rollout/num_failed": len(episodes) - len(counted),
-        "rollout/num_tokens": sum(map(_num_tokens, turns)),
-        "rollout/num_label_tokens": sum(len(turn.label_ids or ()) for turn in turns),
-        "rollout/num_teacher_queries": len(compared) + sum(turn.actor is Actor.TEACHER for turn in turns),
-        "rollout/num_branches": sum(turn.starts_branch and turn.turn_index > 0 for turn in turns),
-        "rollout/student_turn_rate": _share(turn.actor is Actor.STUDENT for turn in turns),
-        "rollout/agreement_rate": _share(turn.label_text == turn.response_text for turn in compared),
-        "rollout/malformed_rate": _share(not turn.valid for turn in students),
-        "rollout/success_rate": _share(episode.solved for episode in counted),
-        "rollout/turns_per_episode": len(turns) / max(1, len(episodes)),
-    }
-
-
 def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Return how the student does alone, under `eval/`.
 
@@ -64,9 +42,9 @@ def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     metrics = {
         "eval/num_tasks": len(episodes),
         "eval/num_failed": len(episodes) - len(counted),
-        "eval/malformed_rate": _share(not turn.valid for turn in turns),
+        "eval/malformed_rate": share(not turn.valid for turn in turns),
         "eval/turns_per_episode": len(turns) / max(1, len(counted)),
-        "eval/submission_rate": _share(
+        "eval/submission_rate": share(
             episode.stop_reason in (StopReason.SOLVED, StopReason.UNSOLVED) for episode in counted
         ),
     }
@@ -79,12 +57,3 @@ def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 def stop_reasons(episodes: Iterable[Episode]) -> Counter[str]:
     """Return the failure table: how often each stop reason occurred."""
     return Counter(episode.stop_reason.value for episode in episodes)
-
-
-def _num_tokens(turn: Turn) -> int:
-    return len(turn.context_ids) + len(turn.response_ids)
-
-
-def _share(flags: Iterable[bool]) -> float:
-    values = list(flags)
-    return sum(values) / len(values) if values else 0.0

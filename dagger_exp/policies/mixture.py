@@ -1,7 +1,7 @@
 """Who acts? The mixtures of the paper; each choice is a pure function of its key.
 
 Turn level (DAgger): at each turn, independently, the teacher acts with probability beta. Single switch (paper Eq. 9):
-kappa ~ U{0..T_max} per episode, one actor before turn kappa, the other from it on. Hand-over is at turn boundaries only.
+kappa ~ U{0..T_max} per episode, one actor before turn kappa, the other from it on. Hand-over is at turn boundaries.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ on concurrency nor on a restart.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from dagger_exp.errors import DataError
+from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
@@ -63,10 +65,10 @@ class Collector:
         num_labels: int | None = None,
         num_episodes: int | None = None,
         on_episode: OnEpisode = lambda episode: None,
-    ) -> int:
-        """Collect what the store does not have yet, and return how many episodes the round shall hold.
+    ) -> list[Episode]:
+        """Collect what the store does not have yet, close the round, and return its episodes.
 
-        Exactly one of `num_labels` (a budget) and `num_episodes` is given.
+        Exactly one of `num_labels` (a budget) and `num_episodes` is given. The round's metrics are in its manifest.
 
         Raises:
             DataError: the split is empty, nearly every episode fails, or no episode yields a label.
@@ -79,13 +81,14 @@ class Collector:
                 return num_episodes if all(i in done for i in range(num_episodes)) else None
             return self._size_for_labels(round_index, done, num_labels or 0)
 
-        collect = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
-        return asyncio.run(collect(round_index, size, num_episodes, on_episode))
-
-    def episodes(self, round_index: int, num_episodes: int) -> list[Episode]:
-        """Return the first episodes of a round that is collected and not closed yet."""
+        begin = time.monotonic()
+        play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
+        full = asyncio.run(play(round_index, size, num_episodes, on_episode))
         paths = self.store.committed_paths(round_index)
-        return [rows_to_episode(read_rows(paths[index])) for index in range(num_episodes)]
+        episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
+        counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
+        self.store.close_round(round_index, full, counts)
+        return episodes
 
     def task(self, round_index: int, episode_index: int) -> Task:
         """Return the task of an episode: the split in an order of its own for each round, again when it is used up."""

@@ -1,11 +1,11 @@
 """One episode: the rollout of the paper's algorithm.
 
-    s_0 = reset
-    for t = 0, 1, ...:
-        actor ~ mixture            who acts at this turn
-        a_t   ~ actor(s_t)         the action that is executed
-        l_t   = teacher(s_t)       the label, whoever acted
-        s_t+1 = step(a_t)
+s_0 = reset
+for t = 0, 1, ...:
+    actor ~ mixture            who acts at this turn
+    a_t   ~ actor(s_t)         the action that is executed
+    l_t   = teacher(s_t)       the label, whoever acted
+    s_t+1 = step(a_t)
 """
 
 from __future__ import annotations

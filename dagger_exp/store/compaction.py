@@ -17,9 +17,7 @@ ROW_GROUP_TURNS = 1000
 ROW_GROUP_TOKENS = 250_000
 """Ends a row group of long turns earlier, so that neither its decoding nor its memory grows with them."""
 
-_REPEATED = (
-    "run_id task_id stop_reason teacher_id engine chat_template_hash error actor finish_reason".split()
-)
+_REPEATED = "run_id task_id stop_reason teacher_id engine chat_template_hash error actor finish_reason".split()
 _WRITING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": _REPEATED,  # for token ids and free text a dictionary is larger and slower (measured)
@@ -36,10 +34,7 @@ def compact(path: Path, episodes: Iterable[Sequence[Row]]) -> None:
     Raises:
         StoreError: the disk is full or the folder cannot be written.
     """
-    with (
-        written_aside(path) as file,
-        pq.ParquetWriter(file, SCHEMA, **_WRITING) as writer,
-    ):
+    with written_aside(path) as file, pq.ParquetWriter(file, SCHEMA, **_WRITING) as writer:
         for rows in _row_groups(episodes):
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=len(rows))
 

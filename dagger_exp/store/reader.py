@@ -38,9 +38,7 @@ class RoundFile:
         with self._naming_damage():
             self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         if not self._file.schema_arrow.equals(SCHEMA):
-            raise StoreError(
-                f"{path} has other columns than this version writes: read it with the one that did."
-            )
+            raise StoreError(f"{path} has other columns than this version writes: read it with the one that did.")
         metadata = self._file.metadata
         group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = np.cumsum([0, *group_rows])

@@ -96,9 +96,7 @@ class Store(StoreView):
         if not self.is_closed(round_index):
             paths = self.committed_paths(round_index)
             self._check_complete(round_index, num_episodes, paths)
-            compact(
-                self.parquet_path(round_index), (read_rows(paths[index]) for index in range(num_episodes))
-            )
+            compact(self.parquet_path(round_index), (read_rows(paths[index]) for index in range(num_episodes)))
             manifest = self._describe(round_index, len(paths) - num_episodes, counts)
             write_json(self.manifest_path(round_index), manifest)
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)

@@ -6,9 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_stable_decay(
-    optimizer: Optimizer, *, num_steps: int, warmup_steps: int, decay_rate: float
-) -> LambdaLR:
+def warmup_stable_decay(optimizer: Optimizer, *, num_steps: int, warmup_steps: int, decay_rate: float) -> LambdaLR:
     """Return a linear warm-up, a plateau, and a linear decay to 0.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dagger_exp.store.files import write_json
-from dagger_exp.types import Episode
+from dagger_exp.types import Episode, Turn
 
 STEP_INTERVAL = 10
 """Optimizer steps between two logged ones."""
@@ -53,8 +53,7 @@ class RunRecord:
         """Log the first episodes of a round as a table: who acted, what was done, and the label."""
         columns = ["round", "episode", "task", "turn", "actor", "observation", "action", "label", "beta", "coin"]
         rows = [
-            [round_index, episode.episode_index, episode.task_id, turn.turn_index, turn.actor.value]
-            + [turn.observation, turn.response_text, turn.label_text or "", turn.beta, turn.coin]
+            [*(round_index, episode.episode_index, episode.task_id), *_cells(turn)]
             for episode in episodes[:SAMPLE_EPISODES]
             for turn in episode.turns
         ]
@@ -72,19 +71,21 @@ class RunRecord:
             if is_new:
                 writer.writerow(["phase", "round", "episode", "task", "stop_reason", "error"])
             for episode in failed:
-                writer.writerow(
-                    [phase, episode.round_index, episode.episode_index, episode.task_id]
-                    + [episode.stop_reason.value, episode.error]
-                )
-
+                where = (phase, episode.round_index, episode.episode_index, episode.task_id)
+                writer.writerow([*where, episode.stop_reason.value, episode.error])
 
     def close(self, folder: Path) -> None:
         """Upload the store and the student where W&B is online, and end every logger."""
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger) and not logger._offline:
+            if isinstance(logger, WandbLogger) and not logger.experiment.offline:
                 for name in ("rounds", "student"):
                     logger.experiment.log_artifact(str(folder / name), name=f"{folder.name}-{name}", type=name)
             logger.finalize("success")
+
+
+def _cells(turn: Turn) -> list[Any]:
+    executed = (turn.turn_index, turn.actor.value, turn.observation, turn.response_text)
+    return [*executed, turn.label_text or "", turn.beta, turn.coin]
 
 
 def define_axes(experiment: Any) -> None:

@@ -15,7 +15,7 @@ import lightning
 
 from dagger_exp.errors import ConfigError
 from dagger_exp.evaluation.evaluator import Evaluator
-from dagger_exp.evaluation.metrics import evaluation_metrics, rollout_metrics, stop_reasons
+from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.protocols import Engine, Mixing
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.training.record import RunRecord
@@ -88,6 +88,7 @@ class RoundCallback(lightning.Callback):
         self.stop_at_success = stop_at_success
         self.losses: dict[int, list[float]] = {}
         self.seconds: dict[int, float] = {}
+        self.num_tokens: dict[int, int] = {}
         self._began: float | None = None
 
     def ensure_round(self, trainer: lightning.Trainer, module: lightning.LightningModule, round_index: int) -> bool:
@@ -111,18 +112,14 @@ class RoundCallback(lightning.Callback):
         """Collect what the store lacks, and close the round."""
         if self.store.is_closed(round_index):
             return
-        begin = time.monotonic()
         self._hand_over(module, version=round_index)
         budget = None if self.num_labels is None else self.num_labels[round_index]
         total = budget or self.num_episodes or 0
         self.progress.begin("collect", round_index, total, beta=self._beta(round_index))
-        size = self.collector.collect(
+        episodes = self.collector.collect(
             round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
         )
-        episodes = self.collector.episodes(round_index, size)
-        counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
         self.record.failures(episodes)
-        self.store.close_round(round_index, size, counts | {"stop_reasons": dict(stop_reasons(episodes))})
         self.record.log_samples(round_index, episodes)
 
     def ensure_evaluated(self, module: lightning.LightningModule, round_index: int) -> dict[str, float]:
@@ -159,8 +156,9 @@ class RoundCallback(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = float(trainer.strategy.reduce(outputs["loss"], reduce_op="sum"))
-        self.losses.setdefault(self._round_index(trainer), []).append(loss)
+        loss, round_index = float(trainer.strategy.reduce(outputs["loss"], reduce_op="sum")), self._round_index(trainer)
+        self.losses.setdefault(round_index, []).append(loss)
+        self.num_tokens[round_index] = self.num_tokens.get(round_index, 0) + batch.num_tokens
         self.progress.advance(1, loss=loss)
         self.record.log_step(trainer.global_step, {"train/loss": loss, "train/lr": _learning_rate(trainer)})
 
@@ -171,10 +169,11 @@ class RoundCallback(lightning.Callback):
             self._began = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "seconds": self.seconds}
+        return {"losses": self.losses, "seconds": self.seconds, "num_tokens": self.num_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses, self.seconds = dict(state_dict["losses"]), dict(state_dict["seconds"])
+        self.num_tokens = dict(state_dict["num_tokens"])
 
     def _round_index(self, trainer: lightning.Trainer) -> int:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -189,8 +188,9 @@ class RoundCallback(lightning.Callback):
         row: dict[str, float] = {"round": round_index}
         if (beta := self._beta(round_index)) is not None:
             row["round/beta"] = beta
-        row |= {name: value for name, value in self.store.manifest(round_index)["counts"].items() if "/" in name}
+        row |= self.store.manifest(round_index)["counts"]
         row |= {"round/train_s": self.seconds.get(round_index, 0.0), "train/num_steps": len(losses)}
+        row["train/num_tokens"] = self.num_tokens.get(round_index, 0)
         row |= {"train/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
         return row | evaluation_metrics(episodes)
 
@@ -204,8 +204,8 @@ class RoundCallback(lightning.Callback):
     def _warn(self, row: dict[str, float]) -> None:
         if row["round"] == 0 and row.get("train/loss", 0.0) > POISONED_LOSS:
             self.progress.warn(
-                f"round 0 ended with a loss of {row['train/loss']:.2f}, above {POISONED_LOSS:g}: its student acts nearly"
-                " at random and the labels of the next rounds will be of little use; give round 0 more rounds.steps."
+                f"round 0 ended with a loss of {row['train/loss']:.2f}, above {POISONED_LOSS:g}: its student acts"
+                " nearly at random and the next rounds' labels will be of little use; give round 0 more rounds.steps."
             )
         if "eval/success_rate" not in row:
             self.progress.warn(

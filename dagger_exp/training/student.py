@@ -22,7 +22,8 @@ from transformers import (
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ConfigError
 
-SPECIAL = ["<|pad|>", "<|unknown|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
+SPECIAL = [PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -102,8 +103,8 @@ def from_scratch(
         intermediate_size=intermediate_size,
         max_position_embeddings=max_context_tokens,
         tie_word_embeddings=True,
-        pad_token_id=fast.pad_token_id,
-        eos_token_id=fast.eos_token_id,
+        pad_token_id=SPECIAL.index(PAD),
+        eos_token_id=SPECIAL.index(END),
         bos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
@@ -146,7 +147,7 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per word; words are split at white space."""
     ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary])}
-    backend = Tokenizer(models.WordLevel(ids, unk_token="<|unknown|>"))
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     return _fast(backend)
 
@@ -166,9 +167,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="<|pad|>",
-        unk_token="<|unknown|>",
-        eos_token="<|end|>",
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
         additional_special_tokens=SPECIAL[3:],
         clean_up_tokenization_spaces=False,
     )

@@ -33,7 +33,6 @@ def write() -> Callable[[Path], None]:
     return runpy.run_path(str(SCRIPT))["write"]
 
 
-@pytest.mark.kill
 def test_a_writer_killed_anywhere_loses_nothing_and_writes_nothing_twice(attempts, write) -> None:
     whole = contents(attempts[-1])
     assert len(whole) == 5

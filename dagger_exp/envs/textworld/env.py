@@ -9,7 +9,8 @@ from typing import Any
 
 from dagger_exp.envs.textworld.rendering import Rendering
 from dagger_exp.errors import EnvError
-from dagger_exp.types import Message, StepResult, StopReason
+from dagger_exp.seeding import integer
+from dagger_exp.types import Key, Message, StepResult, StopReason
 
 
 def start_game(path: Path) -> Any:
@@ -76,6 +77,11 @@ class TextWorldEnv:
         if not self._state["policy_commands"]:  # Empty at the end of a game.
             raise EnvError(f"TextWorld has no winning policy in this state of {self._path.name}")
         return Message("assistant", self._rendering.text(self._state["policy_commands"][0]))
+
+    def random_action(self, key: Key) -> Message:
+        """Return one of the commands that are possible now, drawn evenly."""
+        commands = self.admissible_commands()
+        return Message("assistant", commands[integer(key, "random action", len(commands))])
 
     def admissible_commands(self) -> Sequence[str]:
         """Return the commands that are possible now, sorted, as they are to be written."""

@@ -1,0 +1,45 @@
+"""dagger-evaluate: a student alone on held-out tasks.
+
+dagger-evaluate student.init=outputs/runs/FOLDER                 the student of a run
+dagger-evaluate student.init=FOLDER/checkpoints/last.ckpt        a checkpoint of it
+dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Face folder, any env
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dagger_exp.cli.run import open_manifest, run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command("evaluate", evaluate)
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> None:
+    """Play the held-out tasks once; write the episodes and `evaluation.json`, and print the rates."""
+    from dagger_exp.config import check
+
+    check(cfg)
+    from dagger_exp.build import build_run
+    from dagger_exp.cli.terminal import Terminal
+    from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
+
+    run = build_run(cfg, folder, str(open_manifest(folder)["run_id"]))
+    with Terminal(cfg, run.student.num_parameters, folder) as terminal:
+        terminal.begin("evaluate", 0, len(run.evaluator.tasks))
+        episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
+    metrics = evaluation_metrics(episodes)
+    result = {**metrics, "stop_reasons": dict(stop_reasons(episodes))}
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

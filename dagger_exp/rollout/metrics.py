@@ -1,0 +1,40 @@
+"""What was a round's collection like? Flat numbers under `rollout/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dagger_exp.types import Actor, Episode, Turn
+
+
+def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return the metrics of a round. A failure of infrastructure is in no rate; it is counted beside."""
+    turns = [turn for episode in episodes for turn in episode.turns]
+    students = [turn for turn in turns if turn.actor is Actor.STUDENT]
+    compared = [turn for turn in students if turn.label_ids is not None]
+    counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
+    return {
+        "rollout/num_episodes": len(episodes),
+        "rollout/num_turns": len(turns),
+        "rollout/num_labels": sum(turn.label_ids is not None for turn in turns),
+        "rollout/num_failed": len(episodes) - len(counted),
+        "rollout/num_tokens": sum(map(_num_tokens, turns)),
+        "rollout/num_label_tokens": sum(len(turn.label_ids or ()) for turn in turns),
+        "rollout/num_teacher_queries": len(compared) + sum(turn.actor is Actor.TEACHER for turn in turns),
+        "rollout/num_branches": sum(turn.starts_branch and turn.turn_index > 0 for turn in turns),
+        "rollout/student_turn_rate": share(turn.actor is Actor.STUDENT for turn in turns),
+        "rollout/agreement_rate": share(turn.label_text == turn.response_text for turn in compared),
+        "rollout/malformed_rate": share(not turn.valid for turn in students),
+        "rollout/success_rate": share(episode.solved for episode in counted),
+        "rollout/turns_per_episode": len(turns) / max(1, len(episodes)),
+    }
+
+
+def _num_tokens(turn: Turn) -> int:
+    return len(turn.context_ids) + len(turn.response_ids)
+
+
+def share(flags: Iterable[bool]) -> float:
+    """Return the share of true flags; 0 of none."""
+    values = list(flags)
+    return sum(values) / len(values) if values else 0.0
