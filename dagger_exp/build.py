@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,15 @@ from typing import Any
 import lightning
 import torch
 import transformers
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.config import per_round
 from dagger_exp.data.datamodule import RoundDataModule
+from dagger_exp.errors import ConfigError, DaggerError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
@@ -29,13 +33,15 @@ from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.store import Store
+from dagger_exp.training.checkpoints import LastCheckpoint, WholeCheckpointIO
 from dagger_exp.training.csv_logger import CsvLogger
 from dagger_exp.training.module import StudentModule
 from dagger_exp.training.record import RunRecord, define_axes
 from dagger_exp.training.rounds import Progress, RoundCallback
 from dagger_exp.training.student import Student
 
-CHECKPOINT = "last"
+CHECKPOINT = Path("checkpoints", "last.ckpt")
+"""Below the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +144,7 @@ def build_training(
         max_grad_norm=cfg.max_grad_norm,
     )
     loggers = build_loggers(cfg, run.folder, run_id)
+    checkpoint = LastCheckpoint(run.folder / CHECKPOINT, every_n_steps=cfg.callbacks.checkpoint_steps)
     tasks = cfg.rounds.tasks
     rounds = RoundCallback(
         collector=run.collector,
@@ -156,7 +163,8 @@ def build_training(
         default_root_dir=run.folder,
         max_epochs=cfg.rounds.num_rounds * cfg.rounds.epochs_per_round,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[rounds, *checkpoints(run.folder, cfg.callbacks.checkpoint_steps)],
+        callbacks=[rounds, checkpoint],
+        plugins=[WholeCheckpointIO()],
         logger=loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -169,7 +177,10 @@ def build_training(
 
 def silence_libraries() -> None:
     """Keep other people's progress bars and banners off the terminal; their messages go to `train.log`."""
-    logging.getLogger("lightning").handlers.clear()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    os.environ["WANDB_SILENT"] = "true"  # the settings of a run come too late for what is said before it begins
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -194,19 +205,6 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
             define_axes(wandb.experiment)
         loggers.append(wandb)
     return loggers
-
-
-def checkpoints(folder: Path, every_n_steps: int) -> Sequence[ModelCheckpoint]:
-    """Return what writes `checkpoints/last.ckpt`: at the end of every epoch, and every few steps."""
-    common: dict[str, Any] = {
-        "dirpath": folder / "checkpoints",
-        "filename": CHECKPOINT,
-        "enable_version_counter": False,
-    }
-    return [
-        ModelCheckpoint(**common, every_n_epochs=1, save_on_train_epoch_end=True),
-        ModelCheckpoint(**common, every_n_train_steps=every_n_steps, save_on_train_epoch_end=False),
-    ]
 
 
 def num_steps(cfg: DictConfig) -> int:
@@ -234,5 +232,18 @@ def make(node: DictConfig, **shared: Any) -> Any:
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = {name: value for name, value in shared.items() if takes_any or name in parameters}
     # As a partial first: Hydra would turn a shared object that is a dataclass into a plain dictionary.
-    maker = partial(instantiate(node, _convert_="all", _partial_=True), **wanted)
-    return maker if node.get("_partial_") else maker()
+    with refused(node["_target_"]):
+        maker = partial(instantiate(node, _convert_="all", _partial_=True), **wanted)
+    called = refused(node["_target_"])(maker)
+    return called if node.get("_partial_") else called()
+
+
+@contextmanager
+def refused(target: str) -> Iterator[None]:
+    """Turn what a constructor says of its values into a `ConfigError`."""
+    try:
+        yield
+    except (InstantiationException, TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error.__cause__, DaggerError):  # of a node in the node
+            raise error.__cause__ from error
+        raise ConfigError(f"{target.rsplit('.', 1)[-1]} refuses its values: {' '.join(str(error).split())}") from error

@@ -2,6 +2,7 @@
 
 Token ids, once they exist, are the truth: a prompt is extended by the tokens of what is new and never rendered again.
 Where a chat template changes what stood before (so that no extension exists), a new branch starts, and it is counted.
+What stood before is the prompt as it was rendered and the response as it was said, but for white space around it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Chat:
             raise DataError("The student's tokenizer needs a chat_template and an eos_token that ends a message.")
         self.tokenizer = tokenizer
         self.end_id = int(tokenizer.eos_token_id)
+        self.end = str(tokenizer.decode([self.end_id], skip_special_tokens=False))
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
 
     def open(self, messages: Sequence[Message]) -> Prompt:
@@ -59,13 +61,13 @@ class Chat:
             before: token ids of the turn before, its prompt and its response as executed.
             messages: the whole conversation; the last `num_new` messages came after that response.
         """
-        old = self._render(messages[: len(messages) - num_new], add_generation_prompt=False)
+        place = len(messages) - num_new - 1  # of the response
         new = self._render(messages, add_generation_prompt=True)
-        if not new.startswith(old):
+        asked = self._render(messages[:place], add_generation_prompt=True)
+        after = self._after_response(new, asked, messages[place].content.strip())
+        if after is None:
             ids = self._encode(new)
             return Prompt(ids, ids, True)
-        # What the template writes after the end of a message (a line break, often) belongs to the context.
-        after = new[self._end_of_last_message(old) :]
         context = self._encode(after)
         if before[-1] != self.end_id:  # the response was cut before it ended its message
             context = [self.end_id, *context]
@@ -87,8 +89,12 @@ class Chat:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _end_of_last_message(self, text: str) -> int:
-        """Return the place right after the last end token of a rendered conversation."""
-        end = str(self.tokenizer.decode([self.end_id], skip_special_tokens=False))
-        place = text.rfind(end)
-        return len(text) if place < 0 else place + len(end)
+    def _after_response(self, new: str, asked: str, said: str) -> str | None:
+        """Return what a rendering has after the end token of a response; None where it tells the past otherwise.
+
+        What the template writes after that token (a line break, often) belongs to the context that follows.
+        """
+        rest = new[len(asked) :].lstrip()
+        tail = rest[len(said) :].lstrip()
+        is_kept = new.startswith(asked) and rest.startswith(said) and tail.startswith(self.end)
+        return tail[len(self.end) :] if is_kept else None

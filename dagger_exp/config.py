@@ -1,70 +1,105 @@
-"""Is this run legal? The schema of its plain values, the checks across its choices, and their constructors' signatures.
+"""Is this run legal? The schema of its plain values with their ranges, and the checks across its choices.
 
-Components stay `_target_` nodes; `build` makes them. Nothing heavy is imported until `bind` looks at the targets.
+Components stay `_target_` nodes: `binding` holds them against their constructors, `build` makes them.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import typing
-from collections.abc import Iterator, Mapping
+import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from dagger_exp.binding import bind
 from dagger_exp.errors import ConfigError
+from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence, unknown
 
-_ROOT = Path(__file__).resolve().parent
-CONF_FOLDER = str(_ROOT / "conf" if (_ROOT / "conf").is_dir() else _ROOT.parent / "conf")
-"""Of the installed wheel, or of the checkout; absolute, because a relative path breaks console scripts."""
+
+def _value(wanted: str, holds: Callable[[Any], bool]) -> Any:
+    return dataclasses.field(default=MISSING, metadata={"wanted": wanted, "holds": holds})
+
+
+def _at_least(low: int) -> Any:
+    return _value(f"at least {low}", lambda value: low <= value < math.inf)
+
+
+def _positive() -> Any:
+    return _value("above 0", lambda value: value > 0)
+
+
+def _within(low: float, high: float) -> Any:
+    return _value(f"between {low:g} and {high:g}", lambda value: low <= value <= high)
+
+
+def _one_of(*choices: str) -> Any:
+    return _value(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
 @dataclass
 class Rounds:
     """Lengths; see conf/train.yaml for the units."""
 
-    num_rounds: int = MISSING
+    num_rounds: int = _at_least(1)
     labels: Any = MISSING
-    tasks: int | None = MISSING
+    tasks: int | None = _at_least(1)
     steps: Any = MISSING
-    epochs_per_round: int = MISSING
-    batch_size: int = MISSING
-    max_tree_tokens: int = MISSING
-    max_tokens: int = MISSING
+    epochs_per_round: int = _at_least(1)
+    batch_size: int = _at_least(1)
+    max_tree_tokens: int = _at_least(1)
+    max_tokens: int = _at_least(1)
 
 
 @dataclass
 class Rollout:
     """How episodes are collected."""
 
-    episodes_per_task: int = MISSING
-    temperature: float = MISSING
-    top_p: float = MISSING
-    max_new_tokens: int = MISSING
-    concurrency: int = MISSING
-    episode_timeout_s: float = MISSING
-    max_attempts: int = MISSING
+    episodes_per_task: int = _at_least(1)
+    temperature: float = _at_least(0)
+    top_p: float = _value("above 0 and at most 1", lambda value: 0 < value <= 1)
+    max_new_tokens: int = _at_least(1)
+    concurrency: int = _at_least(1)
+    episode_timeout_s: float = _positive()
+    max_attempts: int = _at_least(1)
 
 
 @dataclass
 class Evaluation:
     """How the student is evaluated."""
 
-    tasks: int = MISSING
+    tasks: int = _at_least(1)
     seed: int = MISSING
-    temperature: float = MISSING
-    concurrency: int = MISSING
-    stop_at_success: float | None = MISSING
+    temperature: float = _at_least(0)
+    concurrency: int = _at_least(1)
+    stop_at_success: float | None = _within(0, 1)
+
+
+@dataclass
+class Loss:
+    """What weighs how much."""
+
+    normalize: str = _one_of("token", "turn", "episode")
+
+
+@dataclass
+class Callbacks:
+    """What happens beside the training."""
+
+    checkpoint_steps: int = _at_least(1)
+
+
+@dataclass
+class Paths:
+    """Where files go."""
+
+    output_folder: str = MISSING
+    cache_folder: str = MISSING
 
 
 @dataclass
@@ -73,10 +108,10 @@ class RunConfig:
 
     name: str = MISSING
     seed: int = MISSING
-    num_threads: int = MISSING
-    aggregation: str = MISSING
-    window: int = MISSING
-    max_grad_norm: float | None = MISSING
+    num_threads: int = _at_least(1)
+    aggregation: str = _one_of("union", "latest", "window")
+    window: int = _at_least(1)
+    max_grad_norm: float | None = _positive()
     rounds: Rounds = MISSING
     rollout: Rollout = MISSING
     evaluation: Evaluation = MISSING
@@ -88,13 +123,13 @@ class RunConfig:
     schedule: Any = MISSING
     labeler: Any = MISSING
     filter: Any = MISSING
-    loss: Any = MISSING
+    loss: Loss = MISSING
     optimizer: Any = MISSING
     lr_scheduler: Any = MISSING
     trainer: Any = MISSING
-    callbacks: Any = MISSING
+    callbacks: Callbacks = MISSING
     logger: Any = MISSING
-    paths: Any = MISSING
+    paths: Paths = MISSING
 
 
 @dataclass
@@ -102,18 +137,6 @@ class CollectConfig(RunConfig):
     """A collection without training."""
 
     store: str | None = MISSING
-
-
-PASSED_BY_BUILD: dict[str, set[str]] = {
-    "student": {"vocabulary", "seed"},
-    "engine": {"end_id", "pad_id"},
-    "mixing": {"schedule"},
-    "logger": {"id", "name", "save_dir", "resume", "config", "settings", "log_model"},
-    "trainer": {"max_epochs", "callbacks", "logger", "plugins"},
-    "optimizer": {"params"},
-    "lr_scheduler": {"optimizer", "num_steps"},
-}
-"""Constructor arguments that `build` passes itself, by group."""
 
 
 def register_schema() -> None:
@@ -124,52 +147,109 @@ def register_schema() -> None:
 
 
 def compose_checked(config_name: str, overrides: list[str]) -> DictConfig:
-    """Compose a config as Hydra would.
+    """Compose a config as Hydra would, without making a run folder.
 
     Raises:
         ConfigError: one sentence that names the key and, where one is near, what was probably meant.
     """
     register_schema()
     GlobalHydra.instance().clear()
+    with said_in_one_sentence(config_name, overrides), initialize_config_dir(CONF_FOLDER, version_base="1.3"):
+        return compose(config_name, overrides)
+
+
+def load_checked(folder: Path) -> DictConfig:
+    """Return the config that a run has saved.
+
+    Raises:
+        ConfigError: there is no run in that folder, or its config cannot be read.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"resume={folder} is not a run folder: it has no .hydra/config.yaml.")
     try:
-        with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
-            cfg = compose(config_name, overrides)
-        OmegaConf.resolve(cfg)
-        for missing in sorted(OmegaConf.missing_keys(cfg)):
-            raise ConfigError(f"{missing} has no value; give it, as in {missing}=VALUE.")
-        return cfg
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_sentence(error, config_name)) from error
+        cfg = OmegaConf.load(path)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read; restore it, or start a new run.") from error
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse choices that contradict each other, then bind every component to its constructor.
+def check(cfg: DictConfig, command: str = "train") -> None:
+    """Refuse values and choices that make no sense for a command, then bind every component to its constructor.
 
     Raises:
         ConfigError: says what to change.
     """
-    _check_mixing(cfg)
-    rounds = cfg.rounds
-    if (rounds.labels is None) == (rounds.tasks is None):
-        raise ConfigError("give exactly one of rounds.labels and rounds.tasks; set the other to null.")
-    if rounds.steps is not None and rounds.epochs_per_round != 1:
-        raise ConfigError("give rounds.steps or rounds.epochs_per_round, not both; set rounds.steps=null.")
-    for name in ("labels", "steps"):
-        per_round(cfg, name)
-    bind(cfg)
+    schema = OmegaConf.structured(CollectConfig if command == "collect" else RunConfig)
+    with said_in_one_sentence(command, []):
+        typed = OmegaConf.merge(schema, cfg)
+    assert isinstance(typed, DictConfig)
+    _check_values(typed, "", command)
+    _check_mixing(typed)
+    if command == "train" and typed.labeler.get("turns") == "none":
+        raise ConfigError("labeler=none leaves nothing to train on; choose labeler=all, or use dagger-collect.")
+    if command != "evaluate":
+        _check_budget(typed)
+    if command == "train":
+        _check_training(typed)
+    bind(typed)
+
+
+def _check_values(node: DictConfig, path: str, command: str) -> None:
+    schema: Any = OmegaConf.get_type(node)
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key in node.keys() - known:
+        raise ConfigError(unknown(f"{path}{key}", [f"{path}{name}" for name in known], command))
+    for field in dataclasses.fields(schema):
+        name = f"{path}{field.name}"
+        with said_in_one_sentence(command, [], key=name):
+            value = node[field.name]
+        if dataclasses.is_dataclass(OmegaConf.get_type(value)):
+            _check_values(value, f"{name}.", command)
+        elif OmegaConf.is_dict(value):
+            _check_given(value, name, command)
+        elif value is not None and field.metadata and not field.metadata["holds"](value):
+            raise ConfigError(f"{name} is {value}; it must be {field.metadata['wanted']}.")
+
+
+def _check_given(node: Any, path: str, command: str) -> None:
+    """Look at every value of a component, so that a missing or unresolvable one is named."""
+    for key in node:
+        with said_in_one_sentence(command, [], key=f"{path}.{key}"):
+            value = node[key]
+        if OmegaConf.is_dict(value):
+            _check_given(value, f"{path}.{key}", command)
 
 
 def _check_mixing(cfg: DictConfig) -> None:
     mixing = str(cfg.mixing.get("_target_")).rsplit(".", 1)[-1]
+    choice = {"SwitchMixture": "switch", "StudentOnly": "student", "TeacherOnly": "teacher"}.get(mixing, mixing)
     has_schedule = cfg.schedule.get("_target_") is not None
-    if mixing == "TurnMixture" and not has_schedule:
-        raise ConfigError("mixing=turn needs a beta; choose a schedule, as in schedule=linear.")
     if cfg.name == "sft" and mixing != "TeacherOnly":
         raise ConfigError("method=sft trains on the teacher's own episodes; remove the mixing or choose method=dagger.")
+    if mixing == "TurnMixture" and not has_schedule:
+        raise ConfigError("mixing=turn needs a beta; choose a schedule, as in schedule=linear.")
     if mixing != "TurnMixture" and has_schedule:
-        raise ConfigError(f"{mixing} has no beta, but a schedule is set; add schedule=none, or choose mixing=turn.")
-    if mixing == "TeacherOnly" and cfg.labeler.turns == "student":
+        raise ConfigError(f"mixing={choice} has no beta, but a schedule is set; add schedule=none or keep mixing=turn.")
+    if mixing == "TeacherOnly" and cfg.labeler.get("turns") == "student":
         raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
+
+
+def _check_budget(cfg: DictConfig) -> None:
+    if cfg.rounds.labels is not None and cfg.rounds.tasks is not None:
+        raise ConfigError("rounds.labels and rounds.tasks are both set; give one and add rounds.labels=null for tasks.")
+    if cfg.rounds.labels is None and cfg.rounds.tasks is None:
+        raise ConfigError("rounds.labels and rounds.tasks are both null; give one, as in rounds.labels=480.")
+    if cfg.rounds.labels is not None and cfg.labeler.get("turns") == "none":
+        raise ConfigError("labeler=none never fills rounds.labels; give rounds.labels=null and rounds.tasks=NUMBER.")
+    per_round(cfg, "labels")
+
+
+def _check_training(cfg: DictConfig) -> None:
+    if cfg.rounds.steps is not None and cfg.rounds.epochs_per_round != 1:
+        raise ConfigError("rounds.steps and rounds.epochs_per_round are both set; add rounds.steps=null for epochs.")
+    per_round(cfg, "steps")
 
 
 def per_round(cfg: DictConfig, name: str) -> list[int] | None:
@@ -181,117 +261,12 @@ def per_round(cfg: DictConfig, name: str) -> list[int] | None:
     value = cfg.rounds[name]
     if value is None:
         return None
-    numbers = [value] * cfg.rounds.num_rounds if isinstance(value, int) else list(value)
+    numbers = list(value) if OmegaConf.is_list(value) else [value] * cfg.rounds.num_rounds
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ConfigError(f"rounds.{name} is {value}; it must be a positive whole number, or a list of them.")
     if len(numbers) != cfg.rounds.num_rounds:
         raise ConfigError(
             f"rounds.{name} has {len(numbers)} numbers for rounds.num_rounds={cfg.rounds.num_rounds};"
             f" give one per round, or a single number for all."
         )
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise ConfigError(f"rounds.{name} must be positive whole numbers, not {value}.")
     return numbers
-
-
-def bind(cfg: DictConfig) -> None:
-    """Hold every `_target_` node against the signature of its target.
-
-    Raises:
-        ConfigError: no such target, an argument it does not take or lacks, or a value of the wrong type.
-    """
-    for path, node in _targets(OmegaConf.to_container(cfg, resolve=True), ""):
-        group = path.split(".")[0]
-        try:
-            target = get_object(node["_target_"])
-        except Exception as error:
-            raise ConfigError(f"{path}._target_: {node['_target_']} could not be imported ({error}).") from error
-        parameters = inspect.signature(target).parameters
-        given = {k: v for k, v in node.items() if not k.startswith("_")}
-        _bind_names(path, parameters, given.keys(), PASSED_BY_BUILD.get(group, set()), node.get("_partial_"))
-        _bind_types(path, target, given)
-
-
-def _bind_names(
-    path: str,
-    parameters: Mapping[str, inspect.Parameter],
-    given: typing.AbstractSet[str],
-    passed: set[str],
-    partial: bool | None,
-) -> None:
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for name in sorted(given - parameters.keys()):
-        if not takes_any:
-            raise ConfigError(f"{path}.{name} is unknown{_nearest(name, parameters)}.")
-    for name, parameter in parameters.items():
-        variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        if parameter.default is inspect.Parameter.empty and not variadic and name not in given | passed and not partial:
-            raise ConfigError(f"{path}.{name} has no value; give it, as in {path}.{name}=VALUE.")
-
-
-def _bind_types(path: str, target: Any, given: Mapping[str, Any]) -> None:
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError, AttributeError):
-        return  # a third party's annotations that only its type checker can resolve
-    for name, value in given.items():
-        if name in hints and isinstance(value, str | int | float | bool) and not _fits(value, hints[name]):
-            wanted = getattr(hints[name], "__name__", str(hints[name]))
-            raise ConfigError(f"{path}.{name} is {value!r}; it must be of type {wanted}.")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits a hint of plain types; anything else is left to the constructor."""
-    options = (
-        typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-    )
-    if not all(option in (str, int, float, bool, type(None)) for option in options):
-        return True
-    if isinstance(value, bool):
-        return bool in options
-    return type(value) in options or (isinstance(value, int) and float in options)
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if node.get("_target_"):
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(value, f"{path}.{key}" if path else str(key))
-
-
-def _sentence(error: Exception, config_name: str) -> str:
-    """Return Hydra's or OmegaConf's message as one sentence, with the nearest key or choice."""
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    text = lines[0].rstrip(".")
-    full_key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), "")
-    if "not in" in text and full_key:
-        known = _keys(OmegaConf.structured(RunConfig), "")
-        return f"{full_key} is unknown{_nearest(full_key, known)}."
-    if "Could not override" in str(error).splitlines()[0]:
-        key = str(error).splitlines()[0].split("'")[1]
-        return f"{key} is unknown{_nearest(key, _all_keys(config_name))}; see dagger-{config_name} --help."
-    if "Could not find" in text and "/" in text:
-        wanted = text.split("'")[1]
-        group, _, choice = wanted.rpartition("/")
-        choices = sorted(p.stem for p in (Path(CONF_FOLDER) / group).glob("*.yaml"))
-        return f"{group}={choice} does not exist; choose one of {', '.join(choices)}."
-    return f"{full_key}: {text}." if full_key and full_key not in text else f"{text}."
-
-
-def _all_keys(config_name: str) -> list[str]:
-    with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
-        return _keys(compose(config_name), "")
-
-
-def _keys(node: Any, path: str) -> list[str]:
-    keys: list[str] = []
-    for key in node:
-        name = f"{path}.{key}" if path else str(key)
-        keys.append(name)
-        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-            keys += _keys(node[key], name)
-    return keys
-
-
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""

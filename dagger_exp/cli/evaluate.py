@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     """Play the held-out tasks once; write the episodes and `evaluation.json`, and print the rates."""
     from dagger_exp.config import check
 
-    check(cfg)
+    check(cfg, "evaluate")
     from dagger_exp.build import build_run
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons

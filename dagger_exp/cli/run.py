@@ -7,105 +7,124 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.config import CONF_FOLDER, compose_checked, register_schema
-from dagger_exp.errors import ConfigError, DaggerError, StoreError
+from dagger_exp.cli.arguments import announce, looked_at
+from dagger_exp.config import register_schema
+from dagger_exp.errors import DaggerError, StoreError, UserError
+from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.store.files import write_json
 
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
+FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
+"""What a run folder holds before anything has happened in it."""
 Job = Callable[[DictConfig, Path], None]
 
 
-def run_command(config_name: str, job: Job) -> None:
-    """Run a command: compose and check its config first, so that a typo is answered in one sentence."""
+class JobError(DaggerError):
+    """A job of a sweep failed, and has said why."""
+
+
+def run_command(command: str, job: Job) -> None:
+    """Run a command of which `conf/<command>.yaml` is the config; a mistake is answered in one sentence."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises then what it would print, and it is said here
+    doc = str(sys.modules["__main__"].__doc__ or sys.modules[job.__module__].__doc__)
+    help_texts = {"doc": doc.strip(), "command": f"dagger-{command}"}  # for conf/hydra/default.yaml
+    OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
+    announce(sys.argv[1:], command)
     try:
-        arguments = resumed(sys.argv[1:])
-        if not any(argument.startswith("-") for argument in arguments):
-            compose_checked(config_name, arguments)
-    except DaggerError as error:
+        sys.argv[1:] = looked_at(sys.argv[1:], command)
+        register_schema()
+        with said_in_one_sentence(command, sys.argv[1:]):
+            hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(_guarded(job))()
+    except JobError as error:
+        sys.exit(f"error: {error}")
+    except (DaggerError, OSError) as error:
         sys.exit(complain(error))
-    sys.argv[1:] = arguments
-    register_schema()
-    hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=config_name)(_guarded(job))()
-
-
-def resumed(arguments: list[str]) -> list[str]:
-    """Replace `resume=FOLDER` by the config of that run; every choice is the run's.
-
-    Raises:
-        ConfigError: there is no run in that folder, or other overrides are given beside.
-    """
-    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not folders:
-        return arguments
-    if len(arguments) > 1:
-        raise ConfigError("resume=FOLDER takes every choice from that run; remove the other overrides.")
-    folder = Path(folders[0]).resolve()
-    if not (folder / ".hydra" / "config.yaml").is_file():
-        raise ConfigError(f"resume={folders[0]} is not a run folder: it has no .hydra/config.yaml.")
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false"]
-    return ["--config-dir", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={folder}", *quiet]
 
 
 def _guarded(job: Job) -> Callable[[DictConfig], None]:
     def guarded(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with told(folder):
-            log_to(folder / "train.log")
-            job(cfg, folder)
+        in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        try:
+            with told(folder, keep=in_sweep):
+                log_to(folder / "train.log")
+                job(cfg, folder)
+        except SystemExit as end:
+            _finish_wandb(1)
+            if end.code != 130 and in_sweep:
+                raise JobError(f"a job failed: see {folder}/train.log.") from end  # the others go on
+            raise
+        _finish_wandb(0)
 
     return guarded
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Write `status.json`, and turn what goes wrong into a sentence and an exit code."""
+def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
+    """Write `status.json`, and turn what goes wrong into a sentence and an exit code.
+
+    A new folder in which nothing has happened before a mistake of the user is removed, but for `keep`.
+    """
+    is_new = not (folder / "manifest.json").exists()
     try:
         _status(folder, "running")
         yield
         _status(folder, "finished")
     except KeyboardInterrupt:
-        _status(folder, "interrupted")
-        print(
-            f"\ninterrupted; nothing that was committed is lost. Go on with:\n  dagger-train resume={folder}",
-            file=sys.stderr,
-        )
+        _failed(folder, "interrupted")
+        command = f"dagger-{_config_name(folder)} resume={folder}"
+        print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  {command}", file=sys.stderr)
         sys.exit(130)
     except (DaggerError, OSError) as error:
-        _status(folder, "failed", str(error))
-        logging.getLogger(__name__).exception("the run failed")
-        sys.exit(complain(error))
-    except Exception as error:
-        _status(folder, "failed", f"{type(error).__name__}: {error}")
-        logging.getLogger(__name__).exception("the run failed")
+        _failed(folder, "failed", str(error))
+        code = complain(error)
+        if is_new and not keep and isinstance(error, UserError):
+            discard(folder)
+        sys.exit(code)
+    except Exception as error:  # noqa: BLE001 - our own mistake, whatever it is: shown whole
+        _failed(folder, "failed", f"{type(error).__name__}: {error}")
         traceback.print_exc()
         sys.exit(1)
+
+
+def discard(folder: Path) -> None:
+    """Remove a run folder in which nothing has happened yet; any other file keeps it."""
+    if {path.name for path in (*folder.iterdir(), *(folder / "rounds").rglob("*"))} <= FIRST_FILES:
+        logging.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # `runs/`, where this was the only run
 
 
 def complain(error: Exception) -> int:
     """Print an error as one sentence and return the exit code."""
     text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = (
-            f"{error.filename or 'the output folder'}: {error.strerror}; free space or set another paths.output_folder."
-        )
+    if isinstance(error, BrokenPipeError):
+        text = "whoever read the output has gone; send it to a file instead."
+    elif isinstance(error, OSError) and error.strerror:
+        place = error.filename or "the output folder"
+        text = f"{place} cannot be written ({error.strerror}); free space, or set another paths.output_folder."
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
-def open_manifest(folder: Path) -> dict[str, str]:
+def open_manifest(folder: Path) -> dict[str, Any]:
     """Return the run's manifest; written at its first start, read at a resume.
 
     Raises:
@@ -117,13 +136,15 @@ def open_manifest(folder: Path) -> dict[str, str]:
             return json.loads(path.read_text())
         except ValueError as error:
             raise StoreError(f"{path} is damaged; restore it, or start a new run.") from error
+    cfg = HydraConfig.get()
     manifest = {
         "run_id": f"{re.sub(r'[^a-z0-9.-]+', '-', folder.name.lower())[:50]}-{secrets.token_hex(3)}",
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "choices": dict(HydraConfig.get().runtime.choices),
-        "command": ["dagger-" + Path(sys.argv[0]).stem.removeprefix("dagger-"), *HydraConfig.get().overrides.task],
+        "seed": OmegaConf.select(OmegaConf.load(folder / ".hydra" / "config.yaml"), "seed"),
+        "choices": dict(cfg.runtime.choices),
+        "command": [f"dagger-{cfg.job.config_name}", *cfg.overrides.task],
     }
     write_json(path, manifest)
     return manifest
@@ -135,6 +156,14 @@ def log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is said once, not for every line
+
+
+def _failed(folder: Path, state: str, error: str = "") -> None:
+    """Record how the run ended, where the disk lets us."""
+    logging.getLogger(__name__).error("the run is %s", state, exc_info=bool(error))
+    with suppress(DaggerError, OSError):
+        _status(folder, state, error)
 
 
 def _status(folder: Path, state: str, error: str = "") -> None:
@@ -142,6 +171,18 @@ def _status(folder: Path, state: str, error: str = "") -> None:
         last_line = error.strip().splitlines()[-1] if error.strip() else ""
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(folder / "status.json", {"state": state, "error": last_line, "time": time})
+
+
+def _config_name(folder: Path) -> str:
+    manifest = open_manifest(folder)
+    return str(manifest["command"][0]).removeprefix("dagger-")
+
+
+def _finish_wandb(exit_code: int) -> None:
+    """End the W&B run of this job, so that the next job of a sweep begins its own."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=exit_code)
 
 
 def _commit() -> str:

@@ -10,47 +10,84 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagger_exp.cli.run import open_manifest, run_command
+from dagger_exp.store.files import ASIDE_SUFFIX
 
 if TYPE_CHECKING:
+    import lightning
     from omegaconf import DictConfig
 
 
 def main() -> None:
     """Entry point of the console script."""
-    if "LOCAL_RANK" not in os.environ and not any(a.startswith("-") for a in sys.argv[1:]):
-        print("dagger-train: loading", *sys.argv[1:], flush=True)
     run_command("train", train)
 
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train a student as configured, into its run folder."""
+    run_id = str(open_manifest(folder)["run_id"])
     from dagger_exp.config import check
 
     check(cfg)
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from dagger_exp.build import CHECKPOINT, build_run, build_training
     from dagger_exp.cli.terminal import Terminal
+    from dagger_exp.training.rounds import Silent
 
-    run_id = str(open_manifest(folder)["run_id"])
+    is_first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
+    if is_first:
+        sweep(folder)
     run = build_run(cfg, folder, run_id)
-    with Terminal(cfg, run.student.num_parameters, folder) as terminal:
-        trainer, module, datamodule, rounds = build_training(cfg, run, run_id, terminal)
-        run.student.save_format(folder / "student")
-        checkpoint = folder / "checkpoints" / f"{CHECKPOINT}.ckpt"
-        try:
-            trainer.fit(
-                module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False
-            )
-        except SystemExit as stop:  # how Lightning ends after Ctrl-C
-            raise KeyboardInterrupt from stop
-        if trainer.is_global_zero:
+    with Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress:
+        trainer, module, datamodule, rounds = build_training(cfg, run, run_id, progress)
+        if is_first:
+            run.student.save_format(folder / "student")
+        prepare_processes(cfg, folder)
+        path = folder / CHECKPOINT
+        fit(trainer, module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
+        if is_first:
             rounds.finish(module)
             run.student.save(folder / "student")
             rounds.record.close(folder)
-            terminal.finish()
+    if isinstance(progress, Terminal):
+        progress.finish()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process has written aside."""
+    for place in (folder, folder / "checkpoints", folder / "eval"):
+        for aside in place.glob(f"*{ASIDE_SUFFIX}"):
+            aside.unlink(missing_ok=True)
+
+
+def prepare_processes(cfg: DictConfig, folder: Path) -> None:
+    """Let the processes that Lightning starts, by this one's command, take the run as it stands in its folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.num_threads))  # else Lightning sets torch's threads itself
+    sys.argv[1:] = [f"resume={folder}"]
+    HydraConfig.instance().cfg = None  # or Lightning adds overrides that are wrong in a sweep
+
+
+def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+    """Fit; where that fails, no process is left waiting for another."""
+    try:
+        trainer.fit(*args, **kwargs)
+    except BaseException as error:
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        for process in processes:
+            process.kill()
+        processes.clear()  # or Lightning's watcher kills this one too, before it has said what happened
+        if isinstance(error, SystemExit) and trainer.is_global_zero:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from error
+        if isinstance(error, SystemExit):
+            sys.exit(0)  # the first process says what happened
+        raise
 
 
 if __name__ == "__main__":

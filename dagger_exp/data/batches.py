@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dagger_exp.errors import DataError
 from dagger_exp.types import Example
 
 
@@ -68,17 +69,24 @@ def make_batch(
         max_tokens: padded tokens of a micro-batch; a longer tree is a micro-batch of its own.
         pad_id: token id for padding.
         num_episodes: of the global batch.
+
+    Raises:
+        DataError: no token of the global batch has a weight.
     """
+    trees = [tree for share in shares for tree in share]
+    total_weight = float(sum(np.sum(tree.ce_weight) for tree in trees))
+    if not total_weight > 0:
+        raise DataError(f"a batch of {num_episodes} episodes has no trainable token: no label has a token.")
     plans = [group_by_length(share, max_tokens) for share in shares]
     micro_batches = [pad_trees(group, pad_id) for group in plans[rank]]
     # Every process makes as many backward passes, or the others would wait for ever: what lacks is of no weight.
-    spare = pad_trees(next(group for plan in plans for group in plan)[:1], pad_id)
+    spare = pad_trees([min(trees, key=len)], pad_id)
     spare.target_weights.zero_()
     micro_batches += [spare] * (max(map(len, plans)) - len(micro_batches))
     return Batch(
         micro_batches,
-        total_weight=float(sum(np.sum(tree.ce_weight) for share in shares for tree in share)),
-        num_tokens=sum(len(tree) for share in shares for tree in share),
+        total_weight=total_weight,
+        num_tokens=sum(map(len, trees)),
         num_episodes=num_episodes,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dagger_exp.errors import DataError
 from dagger_exp.types import Example
 
 
@@ -31,6 +32,9 @@ def grow(rows: Iterable[Row], max_tokens: int) -> list[Example]:
 
     A tree that would become too long is cut: the next one repeats only the prefix that its rows need. Nothing is
     dropped.
+
+    Raises:
+        DataError: a row has no prompt, so that nothing predicts its first token.
     """
     examples: list[Example] = []
     tree = Tree()
@@ -43,13 +47,13 @@ def grow(rows: Iterable[Row], max_tokens: int) -> list[Example]:
 
 
 class Tree:
-    """A tree of tokens under an empty root; nodes are numbered in the order of their insertion."""
+    """A tree of tokens under an empty root; nodes are numbered in the order of their insertion, the root is -1."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.weights: list[float] = []
-        self.children: list[dict[int, int]] = [{}]  # of node -1, 0, 1, ...: shifted by one
+        self.children: dict[tuple[int, int], int] = {}  # by (parent, token)
         self.episodes: dict[tuple[int, int], None] = {}
         self._prompt: list[int] = []
         self._path: list[int] = []
@@ -59,15 +63,14 @@ class Tree:
 
     def num_new(self, row: Row) -> int:
         """Return how many tokens a row would add."""
-        path = self._walk(row)
-        return len(row.prompt_ids) + len(row.label_ids) - len(path)
+        return len(row.prompt_ids) + len(row.label_ids) - len(self._walk(row))
 
     def insert(self, row: Row) -> None:
         """Add a row; where its label stands already, the weights add up."""
-        path = self._walk(row)
-        for token in [*row.prompt_ids, *row.label_ids][len(path) :]:
-            path.append(self._add(token, path[-1] if path else -1))
-        num_prompt = len(row.prompt_ids)
+        if not row.prompt_ids:
+            raise DataError(f"episode {row.episode} has a label without a prompt: nothing predicts its first token.")
+        path, num_prompt = self._walk(row), len(row.prompt_ids)
+        path += self._add([*row.prompt_ids, *row.label_ids][len(path) :], path[-1] if path else -1)
         for node, weight in zip(path[num_prompt:], row.weights, strict=True):
             self.weights[node] += weight
         self._prompt, self._path = list(row.prompt_ids), path[:num_prompt]
@@ -75,20 +78,13 @@ class Tree:
 
     def example(self) -> Example:
         """Return the tree in depth-first order."""
-        order, depths = self._depth_first()
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        parents = np.array(self.parents)[order]
-        parent = np.where(parents < 0, -1, place[parents])
-        end = np.arange(1, len(order) + 1)
-        for i in range(len(order) - 1, -1, -1):
-            if parent[i] >= 0:
-                end[parent[i]] = max(end[parent[i]], end[i])
+        place, end, depth = self._lay_out()
+        order, parents = np.argsort(place), np.array(self.parents)
         return Example(
             input_ids=np.array(self.tokens)[order],
-            position_ids=np.array(depths),
-            parent=parent,
-            subtree_end=end,
+            position_ids=depth[order],
+            parent=np.where(parents < 0, -1, place[parents])[order],
+            subtree_end=end[order],
             ce_weight=np.array(self.weights)[order],
             episode_indices=tuple(self.episodes),
         )
@@ -99,29 +95,32 @@ class Tree:
         # The prompt of a turn extends the one before: compare it at once instead of walking it again.
         if self._prompt and ids[: len(self._prompt)] == self._prompt:
             path = list(self._path)
+        node: int | None = path[-1] if path else -1
         for token in ids[len(path) :]:
-            child = self.children[(path[-1] if path else -1) + 1].get(token)
-            if child is None:
+            if (node := self.children.get((node, token))) is None:
                 break
-            path.append(child)
+            path.append(node)
         return path
 
-    def _add(self, token: int, parent: int) -> int:
-        node = len(self.tokens)
-        self.tokens.append(token)
-        self.parents.append(parent)
-        self.weights.append(0.0)
-        self.children.append({})
-        self.children[parent + 1][token] = node
-        return node
+    def _add(self, tokens: Sequence[int], parent: int) -> range:
+        """Add a chain of new nodes below a node, and return them."""
+        nodes = range(len(self), len(self) + len(tokens))
+        parents = [parent, *nodes][: len(nodes)]
+        self.children.update(zip(zip(parents, tokens, strict=True), nodes, strict=True))
+        self.tokens += tokens
+        self.parents += parents
+        self.weights += [0.0] * len(nodes)
+        return nodes
 
-    def _depth_first(self) -> tuple[list[int], list[int]]:
-        order: list[int] = []
-        depths: list[int] = []
-        stack = [(node, 0) for node in reversed(self.children[0].values())]
-        while stack:
-            node, depth = stack.pop()
-            order.append(node)
-            depths.append(depth)
-            stack.extend((child, depth + 1) for child in reversed(self.children[node + 1].values()))
-        return order, depths
+    def _lay_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the depth-first place, the place after the last descendant, and the depth of each node: (num_nodes,)."""
+        num_nodes = len(self)
+        size, end, depth = [1] * (num_nodes + 1), [0] * (num_nodes + 1), [-1] * (num_nodes + 1)  # [-1] is the root
+        for node in reversed(range(num_nodes)):  # a child has a higher number than its parent
+            size[self.parents[node]] += size[node]
+        for node, parent in enumerate(self.parents):
+            depth[node] = depth[parent] + 1
+            end[node] = end[parent] + 1  # so far; it moves on by the size of each child
+            end[parent] += size[node]
+        ends = np.array(end[:-1])
+        return ends - np.array(size[:-1]), ends, np.array(depth[:-1])

@@ -45,10 +45,12 @@ def aggregated_rounds(aggregation: str, round_index: int, window: int) -> range:
     """Return the rounds that are trained on in a round: DAgger's `union`, the `latest` one, or the last `window`.
 
     Raises:
-        ConfigError: no such aggregation.
+        ConfigError: no such aggregation, or a window without a round.
     """
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}.")
+    if aggregation == "window" and window < 1:
+        raise ConfigError(f"window is {window}; it holds at least 1 round.")
     first = {"union": 0, "latest": round_index, "window": max(0, round_index + 1 - window)}[aggregation]
     return range(first, round_index + 1)
 

@@ -63,9 +63,15 @@ class RepoRepair:
         num_heldout_tasks: int = 1_000,
     ) -> None:
         if not 1 <= num_bugs <= num_files <= WORLD_FILES or num_files < 2:
-            raise ConfigError(f"env needs 1 <= num_bugs <= num_files, 2 <= num_files <= {WORLD_FILES}.")
+            raise ConfigError(
+                f"env.num_bugs and env.num_files: 1 <= num_bugs <= num_files, 2 <= num_files <= {WORLD_FILES}."
+            )
         if num_symptoms < max(WORLD_FILES, 2 * num_bugs):
             raise ConfigError(f"env.num_symptoms must be at least {max(WORLD_FILES, 2 * num_bugs)}.")
+        if num_bugs == num_files and num_symptoms < 2 * WORLD_FILES:  # a misleading symptom could be out of stock
+            raise ConfigError(f"env.num_bugs equal to env.num_files needs env.num_symptoms >= {2 * WORLD_FILES}.")
+        if min(num_lines, max_turns) < 1:
+            raise ConfigError("env.num_lines and env.max_turns must be at least 1.")
         if not 0.0 <= symptom_reliability <= 1.0:
             raise ConfigError("env.symptom_reliability is a probability in [0, 1].")
         self.num_files, self.num_bugs, self.num_symptoms = num_files, num_bugs, num_symptoms

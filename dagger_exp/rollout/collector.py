@@ -30,8 +30,44 @@ PATIENCE = 100
 """Episodes after which a collection that has nothing but failures, or no label at all, is given up."""
 
 OnEpisode = Callable[[Episode], None]
-RoundSize = Callable[[dict[int, EpisodeSummary]], int | None]
-"""How many episodes a round shall hold, by what the store has of it; None while that is not known."""
+Done = dict[int, EpisodeSummary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """When is a round full? Exactly one of the two numbers is given.
+
+    Args:
+        num_labels: a budget.
+        num_episodes: or a number of episodes.
+        labels: how many labels an episode counts.
+    """
+
+    num_labels: int | None
+    num_episodes: int | None
+    labels: Callable[[EpisodeSummary], int]
+
+    def size(self, done: Done) -> int | None:
+        """Return the smallest n such that episodes 0..n-1 are done and enough, None while there is none."""
+        if self.num_episodes is not None:
+            return self.num_episodes if all(i in done for i in range(self.num_episodes)) else None
+        labels, n = 0, 0
+        while labels < (self.num_labels or 0):
+            if n not in done:
+                return None
+            labels += self.labels(done[n])
+            n += 1
+        return n
+
+    def wants(self, episode_index: int, done: Done) -> bool:
+        """Return whether this episode may be needed, those before it being done or played.
+
+        A straggler keeps a round open; that is no reason to begin what the round will drop.
+        """
+        if self.num_episodes is not None:
+            return episode_index < self.num_episodes
+        before = (self.labels(summary) for index, summary in done.items() if index < episode_index)
+        return sum(before) < (self.num_labels or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +109,18 @@ class Collector:
         Raises:
             DataError: the split is empty, nearly every episode fails, or no episode yields a label.
         """
+        if self.store.is_closed(round_index):
+            reader = self.store.read(round_index)
+            return reader.episodes(range(len(reader)))
         if not len(self.tasks):
             raise DataError("The env's train split is empty: there is nothing to collect from.")
 
-        def size(done: dict[int, EpisodeSummary]) -> int | None:
-            if num_episodes is not None:
-                return num_episodes if all(i in done for i in range(num_episodes)) else None
-            return self._size_for_labels(round_index, done, num_labels or 0)
+        def labels(summary: EpisodeSummary) -> int:
+            return summary.num_labels if self.keeps(round_index, summary.stop_reason) else 0
 
-        begin = time.monotonic()
+        begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
-        full = asyncio.run(play(round_index, size, num_episodes, on_episode))
+        full = asyncio.run(play(round_index, goal, on_episode))
         paths = self.store.committed_paths(round_index)
         episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
@@ -95,42 +132,30 @@ class Collector:
         cycle, place = divmod(episode_index // self.episodes_per_task, len(self.tasks))
         return self.tasks[int(_order(self.seed, round_index, cycle, len(self.tasks))[place])]
 
-    def _size_for_labels(self, round_index: int, done: dict[int, EpisodeSummary], budget: int) -> int | None:
-        """Return the smallest n such that episodes 0..n-1 hold the budget, None while they do not."""
-        labels, n = 0, 0
-        while labels < budget:
-            if n not in done:
-                return None
-            labels += done[n].num_labels if self.keeps(round_index, done[n].stop_reason) else 0
-            n += 1
-        return n
-
-    async def _collect_batches(
-        self, round_index: int, size: RoundSize, limit: int | None, on_episode: OnEpisode
-    ) -> int:
+    async def _collect_batches(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         """In lock-step: batches of fixed members; one that was interrupted is played again whole."""
         done, begin = self.store.committed(round_index), 0
-        while (full := size(done)) is None:
-            members = range(begin, min(begin + self.concurrency, limit or begin + self.concurrency))
+        while (full := goal.size(done)) is None:
+            members = range(begin, min(begin + self.concurrency, goal.num_episodes or begin + self.concurrency))
             if any(index not in done for index in members):
                 episodes = await asyncio.gather(*(self._episode(round_index, index) for index in members))
                 for episode in episodes:
-                    self._commit(episode, done, on_episode)
+                    self._commit(episode, done, goal, on_episode)
             begin = members.stop
         return full
 
-    async def _collect_stream(self, round_index: int, size: RoundSize, limit: int | None, on_episode: OnEpisode) -> int:
+    async def _collect_stream(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         """Without lock-step: the next episode begins when one ends."""
         done, begin, playing = self.store.committed(round_index), 0, set[asyncio.Task[Episode]]()
         try:
-            while (full := size(done)) is None:
-                while len(playing) < self.concurrency and (limit is None or begin < limit):
+            while (full := goal.size(done)) is None:
+                while len(playing) < self.concurrency and goal.wants(begin, done):
                     if begin not in done:
                         playing.add(asyncio.create_task(self._episode(round_index, begin)))
                     begin += 1
                 finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
-                    self._commit(task.result(), done, on_episode)
+                    self._commit(task.result(), done, goal, on_episode)
             return full
         finally:
             for task in playing:
@@ -146,16 +171,23 @@ class Collector:
                 episode = await self.runner.run(task, key)
         return episode
 
-    def _commit(self, episode: Episode, done: dict[int, EpisodeSummary], on_episode: OnEpisode) -> None:
+    def _commit(self, episode: Episode, done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         if episode.episode_index in done:
             return
         done[episode.episode_index] = self.store.commit(episode)
         on_episode(episode)
-        failed = sum(summary.stop_reason.is_infrastructure for summary in done.values())
-        if len(done) >= PATIENCE and failed > MAX_FAILURE_RATE * len(done):
-            raise DataError(f"{failed} of {len(done)} episodes failed; the last error was: {episode.error}")
-        if len(done) >= PATIENCE and not any(summary.num_labels for summary in done.values()):
-            raise DataError(f"{len(done)} episodes hold no label; choose another labeler or mixing.")
+        if len(done) >= PATIENCE:
+            _give_up_without_hope(done, goal, episode)
+
+
+def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:
+    failed = sum(summary.stop_reason.is_infrastructure for summary in done.values())
+    if failed > MAX_FAILURE_RATE * len(done) and last.error:
+        raise DataError(f"{failed} of {len(done)} episodes failed; the last error was: {last.error}")
+    if goal.num_labels is not None and not any(map(goal.labels, done.values())):
+        raise DataError(
+            f"{len(done)} episodes hold no label that is trained on; choose another labeler, mixing or filter.keep."
+        )
 
 
 @lru_cache(maxsize=4)

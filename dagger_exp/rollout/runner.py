@@ -11,15 +11,19 @@ for t = 0, 1, ...:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 
 from dagger_exp.chat import Chat, Prompt
-from dagger_exp.errors import EngineError, EnvError, LabelError, PolicyError
+from dagger_exp.errors import EnvError, LabelError, PolicyError
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.protocols import Env, Mixing, Policy, World
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task, Turn
+
+CLOSE_TIMEOUT_S = 60.0
+"""Longest time that an env may take to free what it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +54,15 @@ class Runner:
     async def run(self, task: Task, key: Key) -> Episode:
         """Play one episode. A failure of infrastructure ends it with its own reason; it is never raised."""
         begin, turns, error = time.monotonic(), [], ""
-        env = self.world.make(task)
+        env: Env | None = None
         try:
+            env = self.world.make(task)
             async with asyncio.timeout(self.episode_timeout_s):
                 stop_reason = await self._play(env, key, turns)
         except (TimeoutError, EnvError, LabelError, PolicyError) as failure:
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
         finally:
-            await env.close()
+            await _close(env)
         return Episode(
             round_index=key.round_index,
             episode_index=key.episode_index,
@@ -72,7 +77,6 @@ class Runner:
         )
 
     async def _play(self, env: Env, key: Key, turns: list[Turn]) -> StopReason:
-        policies: dict[Actor, Policy] = {Actor.STUDENT: self.student, Actor.TEACHER: self.teacher}
         messages = list(await env.reset())
         observation = "\n".join(message.content for message in messages)
         prompt = self.chat.open(messages)
@@ -82,7 +86,7 @@ class Runner:
             begin = time.monotonic()
             state = State(messages, prompt.prompt_ids, key._replace(turn_index=turn_index))
             choice = self.mixing.choose(state.key)
-            action = await policies[choice.actor].act(state, env)
+            action = await self._act(choice.actor, state, env)
             label = await self.labeler.label(state, choice.actor, action, self.teacher, env)
             result = await env.step(action.message)
             turn = self._turn(turn_index, observation, prompt, choice, action, label, result, time.monotonic() - begin)
@@ -93,6 +97,14 @@ class Runner:
             observation = result.observation.content
             prompt = self.chat.extend([*prompt.prompt_ids, *turn.response_ids], messages, num_new=1)
         return StopReason.MAX_TURNS
+
+    async def _act(self, actor: Actor, state: State, env: Env) -> Response:
+        if actor is Actor.STUDENT:
+            return await self.student.act(state, env)
+        try:
+            return await self.teacher.act(state, env)
+        except PolicyError as error:
+            raise LabelError(f"The teacher {self.teacher.id!r} gave no action: {error}") from error
 
     def _max_turns(self, round_index: int) -> int:
         cap = self.mixing.max_student_turns(round_index)
@@ -132,6 +144,17 @@ class Runner:
         )
 
 
+async def _close(env: Env | None) -> None:
+    """Close an env. What it fails in then concerns no episode, and it may not hold up the others for ever."""
+    if env is None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await env.close()
+    except (TimeoutError, EnvError) as failure:
+        logging.getLogger(__name__).warning("an env could not be closed: %s: %s", type(failure).__name__, failure)
+
+
 def _reason(failure: BaseException) -> StopReason:
     """Return the stop reason of a failure, by the boundary that it crossed."""
     match failure:
@@ -139,7 +162,7 @@ def _reason(failure: BaseException) -> StopReason:
             return StopReason.TIMEOUT
         case EnvError():
             return StopReason.SANDBOX
-        case EngineError():
-            return StopReason.ENGINE
-        case _:
+        case LabelError():
             return StopReason.TEACHER
+        case _:
+            return StopReason.ENGINE

@@ -1,17 +1,26 @@
-"""`metrics.csv`: every logged row, also after a resume (Lightning's own CSV logger deletes the earlier ones)."""
+"""`metrics.csv`: every logged row once, also after a resume (Lightning's own CSV logger deletes the earlier ones)."""
 
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from dagger_exp.store.files import written_aside
+
+AXES = ("trainer/global_step", "round")
+Place = tuple[str, str]
+
 
 class CsvLogger(Logger):
-    """Appends rows; the file is written anew only when a column is new.
+    """Appends rows; one that is logged again after a resume replaces the earlier one.
+
+    The file is written anew only then, and when a column is new.
 
     Args:
         path: of the CSV file.
@@ -20,10 +29,9 @@ class CsvLogger(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.columns: list[str] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.columns = next(csv.reader(file), [])
+        rows = read_csv(path)
+        self.columns = list(rows[0]) if rows else []
+        self._earlier = {_place(row) for row in rows}
 
     @property
     def name(self) -> str:
@@ -40,20 +48,34 @@ class CsvLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         new = [name for name in metrics if name not in self.columns]
-        if new:
-            self._widen(new)
+        place = _place(metrics)
+        if new or place in self._earlier:
+            self.columns += new
+            self._earlier.discard(place)
+            rows = [row for row in read_csv(self.path) if _place(row) != place]
+            write_csv(self.path, self.columns, rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(metrics)
 
-    def _widen(self, new: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        self.columns += new
-        aside = self.path.with_suffix(".aside")
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        aside.replace(self.path)
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, none where it does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    with written_aside(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _place(row: Mapping[str, Any]) -> Place | None:
+    """Return where on its axis a row stands, None where it has no axis."""
+    return next(((axis, str(row[axis])) for axis in AXES if row.get(axis) not in (None, "")), None)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dagger_exp.data.batches import Batch, MicroBatch
-from dagger_exp.errors import DataError
 from dagger_exp.training.losses import weighted_cross_entropy
 from dagger_exp.training.student import Student
 
@@ -48,8 +47,6 @@ class StudentModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take one optimizer step; return this process's share of the loss of the global batch."""
-        if batch.total_weight <= 0:
-            raise DataError(f"step {self.global_step} has no trainable token.")
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         shares = [self._backward(micro_batch, batch.total_weight) for micro_batch in batch.micro_batches]

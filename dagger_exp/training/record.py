@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dagger_exp.store.files import write_json
+from dagger_exp.training.csv_logger import read_csv, write_csv
 from dagger_exp.types import Episode, Turn
 
 STEP_INTERVAL = 10
 """Optimizer steps between two logged ones."""
 SAMPLE_EPISODES = 3
+FAILURE_COLUMNS = ("phase", "round", "episode", "task", "stop_reason", "error")
 
 
 class RunRecord:
@@ -61,18 +62,16 @@ class RunRecord:
             if isinstance(logger, WandbLogger):
                 logger.log_table("rollout/samples", columns=columns, data=rows)
 
-    def failures(self, episodes: Sequence[Episode], phase: str = "collect") -> None:
-        """Append the episodes that infrastructure ended to `failures.csv`."""
-        failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
+    def failures(self, phase: str, round_index: int, failed: Sequence[Episode]) -> None:
+        """Write the episodes of a phase that infrastructure ended to `failures.csv`; a second time changes nothing."""
         path = self.folder / "failures.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["phase", "round", "episode", "task", "stop_reason", "error"])
-            for episode in failed:
-                where = (phase, episode.round_index, episode.episode_index, episode.task_id)
-                writer.writerow([*where, episode.stop_reason.value, episode.error])
+        before = read_csv(path)
+        others = [row for row in before if (row["phase"], row["round"]) != (phase, str(round_index))]
+        rows = others + [
+            dict(zip(FAILURE_COLUMNS, map(str, (phase, *_failure(episode))), strict=True)) for episode in failed
+        ]
+        if rows != before or not path.exists():
+            write_csv(path, FAILURE_COLUMNS, rows)
 
     def close(self, folder: Path) -> None:
         """Upload the store and the student where W&B is online, and end every logger."""
@@ -81,6 +80,11 @@ class RunRecord:
                 for name in ("rounds", "student"):
                     logger.experiment.log_artifact(str(folder / name), name=f"{folder.name}-{name}", type=name)
             logger.finalize("success")
+
+
+def _failure(episode: Episode) -> tuple[Any, ...]:
+    where = (episode.round_index, episode.episode_index, episode.task_id)
+    return (*where, episode.stop_reason.value, episode.error)
 
 
 def _cells(turn: Turn) -> list[Any]:

@@ -6,24 +6,29 @@ idempotent: after a kill it finds what is done and does the rest.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
 import lightning
+import torch
 
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.protocols import Engine, Mixing
 from dagger_exp.rollout.collector import Collector
+from dagger_exp.seeding import draw
 from dagger_exp.training.record import RunRecord
-from dagger_exp.types import Episode
+from dagger_exp.types import Episode, Key
+
+VISIBLE_S = 60.0
+"""How long what one process has written may take to be seen by the others."""
 
 POISONED_LOSS = 1.0
 """A student whose loss after round 0 is above this acts at random, and its states poison the later labels."""
-
 
 TAIL_STEPS = 20
 """Steps at the end of a round over which its loss is averaged."""
@@ -47,6 +52,22 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """Something deserves attention."""
         ...
+
+
+class Silent:
+    """Watches, and says nothing: the progress of every process but the first."""
+
+    def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
+        """Say nothing."""
+
+    def advance(self, amount: int, *, episode: Episode | None = None, loss: float | None = None) -> None:
+        """Say nothing."""
+
+    def end_round(self, row: dict[str, float]) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str) -> None:
+        """Say nothing."""
 
 
 class RoundCallback(lightning.Callback):
@@ -89,7 +110,7 @@ class RoundCallback(lightning.Callback):
         self.losses: dict[int, list[float]] = {}
         self.seconds: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
-        self._began: float | None = None
+        self._mark: float | None = None
 
     def ensure_round(self, trainer: lightning.Trainer, module: lightning.LightningModule, round_index: int) -> bool:
         """Make sure that a round is collected and closed, and that the one before is evaluated.
@@ -97,30 +118,55 @@ class RoundCallback(lightning.Callback):
         Returns:
             False where there is nothing left to train on: the last round is over, or the student is good enough.
         """
-        over = False
+        over, failure = False, None
         if trainer.is_global_zero:
-            over = round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1))
-            over = over or round_index >= self.num_rounds
-            if not over:
-                self.ensure_collected(module, round_index)
-        over = trainer.strategy.broadcast(over)
+            try:
+                over = self._ensure(module, round_index)
+            except Exception as error:  # noqa: BLE001 - the processes that wait must hear of it, whatever it is
+                failure = error
+        over, has_failed = trainer.strategy.broadcast((over, failure is not None))
+        if failure is not None:
+            raise failure
+        if has_failed:
+            sys.exit(0)  # the first process says what happened, and ends with its code
+        if not over:
+            self._wait_until_visible(round_index)
         trainer.should_stop = trainer.should_stop or over
-        self._began = None
+        self._mark = None
         return not over
+
+    def _ensure(self, module: lightning.LightningModule, round_index: int) -> bool:
+        """Evaluate the round before and collect this one; return whether there is none to collect."""
+        if round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1)):
+            return True
+        if round_index >= self.num_rounds:
+            return True
+        self.ensure_collected(module, round_index)
+        return False
+
+    def _wait_until_visible(self, round_index: int) -> None:
+        """Wait for what another process has written: on a network disk it is not at once everywhere."""
+        deadline = time.monotonic() + VISIBLE_S
+        while not self.store.is_closed(round_index):
+            if time.monotonic() > deadline:
+                path = self.store.manifest_path(round_index)
+                raise StoreError(f"{path} is not visible to all processes: set paths.output_folder to a shared disk.")
+            time.sleep(0.1)
 
     def ensure_collected(self, module: lightning.LightningModule, round_index: int) -> None:
         """Collect what the store lacks, and close the round."""
-        if self.store.is_closed(round_index):
-            return
-        self._hand_over(module, version=round_index)
-        budget = None if self.num_labels is None else self.num_labels[round_index]
-        total = budget or self.num_episodes or 0
-        self.progress.begin("collect", round_index, total, beta=self._beta(round_index))
-        episodes = self.collector.collect(
-            round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
-        )
-        self.record.failures(episodes)
-        self.record.log_samples(round_index, episodes)
+        if not self.store.is_closed(round_index):
+            self._hand_over(module, version=round_index)
+            budget = None if self.num_labels is None else self.num_labels[round_index]
+            total = budget or self.num_episodes or 0
+            self.progress.begin("collect", round_index, total, beta=self._beta(round_index))
+            episodes = self.collector.collect(
+                round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
+            )
+            self.record.log_samples(round_index, episodes)
+        reader = self.store.read(round_index)  # also of a round that was closed before a kill
+        failed = [index for index, reason in enumerate(reader.stop_reasons) if reason.is_infrastructure]
+        self.record.failures("collect", round_index, reader.episodes(failed))
 
     def ensure_evaluated(self, module: lightning.LightningModule, round_index: int) -> dict[str, float]:
         """Evaluate the student after a round, write and log the round's row, and return it."""
@@ -130,7 +176,8 @@ class RoundCallback(lightning.Callback):
         self._hand_over(module, version=round_index + 1)
         self.progress.begin("evaluate", round_index, len(self.evaluator.tasks))
         episodes = self.evaluator.evaluate(round_index, self._watch_evaluating)
-        self.record.failures(episodes, phase="evaluate")
+        failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
+        self.record.failures("evaluate", round_index, failed)
         row = self._row(round_index, episodes) | {"round/evaluate_s": time.monotonic() - begin}
         self.record.add(row)
         self.progress.end_round(row)
@@ -147,11 +194,15 @@ class RoundCallback(lightning.Callback):
         datamodule.before_round = lambda round_index: self.ensure_round(trainer, pl_module, round_index)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self._began is None:  # not on_train_epoch_start: a resume inside an epoch skips it
-            self._began, round_index = time.monotonic(), self._round_index(trainer)
+        round_index = self._round_index(trainer)
+        if self._mark is None:  # not on_train_epoch_start: a resume inside an epoch skips it
+            self._mark = time.monotonic()
             self.progress.begin(
                 "train", round_index, int(trainer.num_training_batches), done=batch_idx, beta=self._beta(round_index)
             )
+        # Dropout too is a pure function of its place, so that a resumed run is the same run.
+        place = Key(self.collector.seed, round_index, f"process {trainer.global_rank}", trainer.global_step)
+        torch.manual_seed(draw(place, "dropout"))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -159,14 +210,13 @@ class RoundCallback(lightning.Callback):
         loss, round_index = float(trainer.strategy.reduce(outputs["loss"], reduce_op="sum")), self._round_index(trainer)
         self.losses.setdefault(round_index, []).append(loss)
         self.num_tokens[round_index] = self.num_tokens.get(round_index, 0) + batch.num_tokens
+        before, self._mark = self._mark or time.monotonic(), time.monotonic()
+        self.seconds[round_index] = self.seconds.get(round_index, 0.0) + self._mark - before
         self.progress.advance(1, loss=loss)
         self.record.log_step(trainer.global_step, {"train/loss": loss, "train/lr": _learning_rate(trainer)})
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._began is not None:
-            round_index = self._round_index(trainer)
-            self.seconds[round_index] = self.seconds.get(round_index, 0.0) + time.monotonic() - self._began
-            self._began = None
+        self._mark = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses, "seconds": self.seconds, "num_tokens": self.num_tokens}

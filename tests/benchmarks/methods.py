@@ -1,6 +1,6 @@
 """Methods against each other at equal labels: `dagger-train` once per method and seed, and a table of what came out.
 
-    python tests/benchmarks/methods.py                                      repo_repair, 6 seeds: about 25 minutes on 2 cores
+    python tests/benchmarks/methods.py                                      repo_repair, 6 seeds, 25 minutes
     python tests/benchmarks/methods.py --seeds 3 --methods dagger sft -- experiment=textworld
 
 `sft_equal_tokens` is `sft` with its optimizer steps scaled so that it computes as many tokens as `dagger` did. A run
@@ -51,7 +51,9 @@ def play(folder: Path, methods: Sequence[str], seeds: range, overrides: Sequence
     """Run what is not finished, seeds first, so that an interrupted benchmark has whole seeds."""
     jobs = [(method, seed) for seed in seeds for method in methods]
     with ThreadPoolExecutor(workers) as pool:
-        for (method, seed), code in zip(jobs, pool.map(lambda job: run(folder, *job, overrides), jobs), strict=True):
+        for (method, seed), code in zip(
+            jobs, pool.map(lambda job: run(folder, job[0], job[1], overrides), jobs), strict=True
+        ):
             print(f"{method} seed {seed}: {'ok' if code == 0 else f'exit code {code}'}", flush=True)
 
 

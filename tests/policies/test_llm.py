@@ -1,0 +1,58 @@
+"""A language model as a policy: what it asks of its engine, and how it reads the answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+
+from dagger_exp.engines.hf import HfEngine
+from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.training.student import from_scratch
+from dagger_exp.types import Key, Message, Response, State
+
+torch.set_num_threads(1)
+WORLD = RepoRepair()
+STUDENT = from_scratch(
+    vocabulary=WORLD.vocabulary(),
+    tokenizer="words",
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=32,
+    max_context_tokens=64,
+    seed=0,
+)
+CHAT = STUDENT.chat
+MESSAGES = [Message("user", "repo f0 f1")]
+
+
+def policy(temperature: float = 1.0, top_p: float = 1.0) -> LanguagePolicy:
+    engine = HfEngine(end_id=CHAT.end_id, pad_id=STUDENT.tokenizer.pad_token_id)
+    engine.load_weights(7, STUDENT.model)
+    return LanguagePolicy(engine=engine, chat=CHAT, max_new_tokens=4, temperature=temperature, top_p=top_p)
+
+
+def act(policy: LanguagePolicy, turn_index: int = 0) -> Response:
+    state = State(MESSAGES, CHAT.open(MESSAGES).prompt_ids, Key(0, 0, "t", 0, turn_index))
+    return asyncio.run(policy.act(state, WORLD.make(WORLD.tasks("train")[0])))
+
+
+def test_a_response_is_what_its_tokens_say() -> None:
+    response = act(policy())
+    assert response.message == CHAT.parse(response.token_ids)
+    assert len(response.token_ids) == len(response.logprobs) <= 4
+    assert response.finish_reason == ("stop" if response.token_ids[-1] == CHAT.end_id else "length")
+    assert response.policy_version == 7
+
+
+def test_samples_are_functions_of_the_state_alone() -> None:
+    tokens = [tuple(act(policy(), turn_index).token_ids) for turn_index in range(20)]
+    assert len(set(tokens)) > 10
+    assert tokens == [tuple(act(policy(), turn_index).token_ids) for turn_index in range(20)]
+
+
+def test_temperature_and_nucleus_reach_the_engine() -> None:
+    for greedy in (policy(temperature=0.0), policy(top_p=1e-6)):
+        assert len({tuple(act(greedy, turn_index).token_ids) for turn_index in range(5)}) == 1

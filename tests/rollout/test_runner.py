@@ -1,0 +1,299 @@
+"""One episode: its exact transcript, its tokens, and every way in which it may end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from dagger_exp.chat import Chat
+from dagger_exp.engines.scripted import ScriptedEngine
+from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
+from dagger_exp.errors import EngineError, EnvError, PolicyError
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.mixture import StudentOnly, SwitchMixture, TeacherOnly, TurnMixture
+from dagger_exp.policies.scripted import ScriptedPolicy
+from dagger_exp.protocols import Env, Generation, Sampling
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.schedules import Constant, Ramp
+from dagger_exp.training.student import word_tokenizer
+from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task
+
+S, T = Actor.STUDENT, Actor.TEACHER
+TOKENIZER: Any = word_tokenizer(RepoRepair().vocabulary())
+CHAT = Chat(TOKENIZER)
+KEY = Key(5, 2, "t", 3)
+TASK = Task("t", "train", {"files": ["f2", "f0", "f1"], "bugs": [("s1", "f0", "3")]})
+ROOM = 8
+
+
+class Reciting(ScriptedEngine):
+    """An engine of the test: says what it was given, turn by turn, and remembers what it was asked."""
+
+    def __init__(self, *commands: str, is_cut: bool = False, failure: Exception | None = None) -> None:
+        super().__init__(end_id=CHAT.end_id)
+        self.commands, self.is_cut, self.failure = list(commands), is_cut, failure
+        self.asked: dict[int, list[int]] = {}
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        if self.failure is not None and not self.commands:
+            raise self.failure
+        assert sampling.key is not None
+        self.asked[sampling.key.turn_index] = list(prompt_ids)
+        ids = CHAT.response_ids(Message("assistant", self.commands.pop(0)))
+        ids, reason = (ids[:-1], "length") if self.is_cut else (ids, "stop")
+        return Generation(ids, [-0.5] * len(ids), reason, 4)
+
+
+class Watched(ScriptedPolicy):
+    """The world's teacher, which remembers the prompts it saw."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self.asked: dict[int, list[int]] = {}
+        self.failure = failure
+
+    async def act(self, state: State, env: Env) -> Response:
+        if self.failure is not None:
+            raise self.failure
+        self.asked[state.key.turn_index] = list(state.prompt_ids)
+        return await super().act(state, env)
+
+
+@dataclass(frozen=True)
+class Rota(StudentOnly):
+    """A mixing whose actors are written down."""
+
+    actors: Sequence[Actor] = ()
+
+    def choose(self, key: Key) -> Choice:
+        return Choice(self.actors[key.turn_index], beta=0.25, coin=key.turn_index / 100)
+
+
+@dataclass
+class FragileEnv(RepoRepairEnv):
+    """Fails or hangs where it is told to, and counts how often it is closed."""
+
+    fails_in: str = ""
+    failure: Exception | None = None
+    closed: list[str] = field(default_factory=list)
+
+    async def reset(self) -> list[Message]:
+        await self._reach("reset")
+        return await super().reset()
+
+    async def step(self, action: Message) -> StepResult:
+        await self._reach("step")
+        return await super().step(action)
+
+    async def close(self) -> None:
+        self.closed.append("closed")
+        await self._reach("close")
+
+    async def _reach(self, place: str) -> None:
+        if place == self.fails_in:
+            if self.failure is None:
+                await asyncio.Event().wait()
+            else:
+                raise self.failure
+
+
+class FragileWorld(RepoRepair):
+    def __init__(self, fails_in: str = "", failure: Exception | None = None, max_turns: int = 24) -> None:
+        super().__init__(max_turns=max_turns)
+        self.fails_in, self.failure = fails_in, failure
+        self.closed: list[str] = []
+
+    def make(self, task: Task) -> RepoRepairEnv:
+        if self.fails_in == "make" and self.failure is not None:
+            raise self.failure
+        env = super().make(task)
+        return FragileEnv(
+            env.files, env.lines, env.bugs, fails_in=self.fails_in, failure=self.failure, closed=self.closed
+        )
+
+
+def run(engine: ScriptedEngine | None = None, task: Task = TASK, key: Key = KEY, **changes: Any) -> Episode:
+    """Return an episode; by default the student acts alone, says what `engine` says, and every turn is labelled."""
+    parts: dict[str, Any] = {
+        "world": RepoRepair(),
+        "student": LanguagePolicy(engine=engine or Reciting(), chat=CHAT, max_new_tokens=ROOM),
+        "teacher": ScriptedPolicy(),
+        "mixing": StudentOnly(),
+        "labeler": Labeler(),
+        "chat": CHAT,
+        "max_context_tokens": 1000,
+    }
+    return asyncio.run(Runner(**parts | changes).run(task, key))
+
+
+def conversation_ids(episode: Episode, opening: str = "repo f2 f0 f1") -> list[int]:
+    """Return the tokens of a whole conversation, rendered by the chat template at once."""
+    rows = [{"role": "user", "content": opening}]
+    for turn_index, turn in enumerate(episode.turns):
+        rows += [{"role": "user", "content": turn.observation}] if turn_index else []
+        rows.append({"role": "assistant", "content": turn.response_text})
+    return CHAT.tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False)
+
+
+def recorded_ids(episode: Episode) -> list[int]:
+    return [token for turn in episode.turns for token in (*turn.context_ids, *turn.response_ids)]
+
+
+TRANSCRIPT = [
+    (S, "repo f2 f0 f1", "test", "test"),
+    (S, "fail s1", "open f1", "open f0"),
+    (T, "f1 clean see f0", "open f0", "open f0"),
+    (S, "f0 line 3", "edit f0 4", "edit f0 3"),
+    (T, "ok", "revert f0", "revert f0"),
+    (S, "ok", "open f1 f2", "edit f0 3"),
+    (S, "err", "edit f0 3", "edit f0 3"),
+    (T, "ok", "test", "test"),
+    (S, "pass", "submit", "submit"),
+]
+
+
+def test_the_transcript_of_an_episode() -> None:
+    engine, teacher = Reciting(*(said for actor, _, said, _ in TRANSCRIPT if actor is S)), Watched()
+    episode = run(engine, teacher=teacher, mixing=Rota([row[0] for row in TRANSCRIPT]))
+    assert [(t.actor, t.observation, t.response_text, t.label_text) for t in episode.turns] == TRANSCRIPT
+    assert [t.turn_index for t in episode.turns] == list(range(9))
+    assert [t.valid for t in episode.turns] == [True] * 5 + [False] + [True] * 3
+    assert [t.reward for t in episode.turns] == [0.0] * 8 + [1.0]
+    assert [t.coin for t in episode.turns] == [index / 100 for index in range(9)]
+    assert {t.beta for t in episode.turns} == {0.25}
+    assert episode.stop_reason is StopReason.SOLVED
+    assert (episode.round_index, episode.episode_index, episode.task_id) == (2, 3, "t")
+    assert (episode.teacher_id, episode.engine, episode.error) == ("scripted", "scripted", "")
+    assert episode.chat_template_hash == CHAT.template_hash
+
+
+def test_the_tokens_of_an_episode() -> None:
+    engine, teacher = Reciting(*(said for actor, _, said, _ in TRANSCRIPT if actor is S)), Watched()
+    episode = run(engine, teacher=teacher, mixing=Rota([row[0] for row in TRANSCRIPT]))
+    assert recorded_ids(episode) == conversation_ids(episode)
+    assert [turn.starts_branch for turn in episode.turns] == [True] + [False] * 8
+    assert {**engine.asked, **teacher.asked} == {index: episode.prompt_ids(index) for index in range(9)}
+    for turn in episode.turns:
+        assert turn.label_text is not None
+        assert turn.label_ids == CHAT.response_ids(Message("assistant", turn.label_text))
+        assert turn.sampling_logprobs == ([-0.5] * len(turn.response_ids) if turn.actor is S else ())
+        assert turn.policy_version == (4 if turn.actor is S else 0)
+
+
+def test_hand_over_is_at_turn_boundaries() -> None:
+    world = RepoRepair(max_turns=12)
+    mixing = TurnMixture(schedule=Constant(start=0.5, end=0.5, num_rounds=1))
+    for index, task in enumerate(world.tasks("train")[:20]):
+        key = Key(0, 0, task.id, index)
+        mixed = run(ScriptedEngine(end_id=CHAT.end_id), task, key, world=world, mixing=mixing)
+        assert [turn.actor for turn in mixed.turns] == [
+            mixing.choose(key._replace(turn_index=turn.turn_index)).actor for turn in mixed.turns
+        ]
+        for turn in mixed.turns:
+            state = State([], mixed.prompt_ids(turn.turn_index), key._replace(turn_index=turn.turn_index))
+            sampling = Sampling(ROOM, key=state.key)
+            babble = asyncio.run(ScriptedEngine(end_id=CHAT.end_id).generate(state.prompt_ids, sampling)).token_ids
+            expected = babble if turn.actor is S else turn.label_ids
+            assert turn.response_ids == expected
+
+
+def test_an_episode_is_a_function_of_its_key() -> None:
+    def played(key: Key) -> list[tuple[Any, ...]]:
+        mixing = SwitchMixture(t_max=Ramp(start=4, step=0, cap=4))
+        episode = run(ScriptedEngine(end_id=CHAT.end_id), key=key, mixing=mixing)
+        return [(turn.actor, turn.kappa, turn.response_ids, turn.context_ids) for turn in episode.turns]
+
+    assert played(KEY) == played(KEY)
+    assert len({str(played(KEY._replace(episode_index=index))) for index in range(20)}) > 5
+
+
+def test_a_response_that_was_cut_keeps_its_tokens_and_is_ended_by_the_next_context() -> None:
+    episode = run(Reciting("test", "open f0", "submit", is_cut=True))
+    for turn in episode.turns:
+        assert turn.finish_reason == "length"
+        assert CHAT.end_id not in turn.response_ids
+        assert (turn.context_ids[0] == CHAT.end_id) == (turn.turn_index > 0)
+    assert [*recorded_ids(episode), CHAT.end_id] == conversation_ids(episode)
+    assert episode.stop_reason is StopReason.UNSOLVED
+
+
+def test_a_prompt_without_room_for_a_response_ends_the_episode() -> None:
+    whole = run(Reciting(*["test"] * 24))
+    lengths = [len(whole.prompt_ids(turn_index)) for turn_index in range(24)]
+    for limit in (lengths[5] + ROOM, lengths[6] + ROOM - 1):
+        episode = run(Reciting(*["test"] * 24), max_context_tokens=limit)
+        assert episode.stop_reason is StopReason.CONTEXT
+        assert len(episode.turns) == 6
+    assert run(max_context_tokens=lengths[0] + ROOM - 1).turns == []
+
+
+def test_an_episode_ends_after_the_turns_of_the_world_or_of_the_mixing() -> None:
+    world, cap, nothing = RepoRepair(max_turns=5), Ramp(start=0, step=3, cap=9), Ramp(start=0, step=0, cap=0)
+    capped = SwitchMixture(t_max=nothing, turn_cap=cap, teacher_first=True)
+    for round_index, mixing, num_turns in [(0, StudentOnly(), 5), (1, capped, 3), (2, capped, 5)]:
+        engine = Reciting(*["test"] * 9)
+        episode = run(engine, key=KEY._replace(round_index=round_index), mixing=mixing, world=world)
+        assert episode.stop_reason is StopReason.MAX_TURNS
+        assert len(episode.turns) == num_turns
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "failure", "reason", "num_closed"),
+    [
+        ("make", EnvError("no image"), StopReason.SANDBOX, 0),
+        ("reset", EnvError("disk full"), StopReason.SANDBOX, 1),
+        ("step", EnvError("killed"), StopReason.SANDBOX, 1),
+        ("reset", None, StopReason.TIMEOUT, 1),
+        ("step", None, StopReason.TIMEOUT, 1),
+        ("close", EnvError("stuck"), StopReason.UNSOLVED, 1),
+        ("", None, StopReason.UNSOLVED, 1),
+    ],
+)
+def test_failures_of_an_env(fails_in: str, failure: Exception | None, reason: StopReason, num_closed: int) -> None:
+    world = FragileWorld(fails_in, failure)
+    episode = run(Reciting("submit"), world=world, episode_timeout_s=0.05 if failure is None and fails_in else 60)
+    assert episode.stop_reason is reason
+    assert len(world.closed) == num_closed
+    assert len(episode.turns) == (0 if reason.is_infrastructure else 1)
+    if reason is StopReason.SANDBOX:
+        assert episode.error == f"EnvError: {failure}"
+
+
+def test_an_env_that_cannot_be_closed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        run(Reciting("submit"), world=FragileWorld("close", EnvError("stuck")))
+    assert "stuck" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"engine": Reciting("test", failure=EngineError("gone"))}, StopReason.ENGINE),
+        ({"engine": Reciting("test", "test"), "teacher": Watched(PolicyError("gone"))}, StopReason.TEACHER),
+        ({"engine": Reciting("test", "test"), "teacher": Watched(EngineError("gone"))}, StopReason.TEACHER),
+        ({"mixing": TeacherOnly(), "teacher": Watched(PolicyError("gone"))}, StopReason.TEACHER),
+        ({"mixing": TeacherOnly(), "teacher": Watched(EngineError("gone"))}, StopReason.TEACHER),
+    ],
+    ids=["student", "label", "label's engine", "teacher's turn", "teacher's engine"],
+)
+def test_failures_of_policies(parts: dict[str, Any], reason: StopReason) -> None:
+    world = FragileWorld()
+    episode = run(**parts, world=world)
+    assert episode.stop_reason is reason
+    assert episode.stop_reason.is_infrastructure
+    assert "gone" in episode.error
+    assert [turn.response_text for turn in episode.turns] == (["test"] if reason is StopReason.ENGINE else [])
+    assert world.closed == ["closed"]
+
+
+def test_an_unforeseen_error_is_raised_but_the_env_is_closed() -> None:
+    world = FragileWorld("step", ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        run(Reciting("submit"), world=world)
+    assert world.closed == ["closed"]

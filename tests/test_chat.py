@@ -1,0 +1,218 @@
+"""Messages to token ids and back, with chat templates of the shapes that are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dagger_exp.chat import Chat, Prompt
+from dagger_exp.errors import DataError
+from dagger_exp.types import Message
+
+CORPUS = ["open src/main.py\n\n", "fail test_main\n", "edit edit open open", "user\nassistant\nsystem\n"]
+START, END = "<|im_start|>", "<|im_end|>"
+GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+
+def template(assistant: str) -> str:
+    """Return a ChatML template that writes the content of the assistant's messages as an expression says."""
+    return (
+        "{% set last_query = namespace(index=-1) %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{% set last_query.index = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' %}" + assistant + "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}" + GENERATION
+    )
+
+
+CHATML = template("{{ m.content }}")
+ALWAYS_STRIPS = template("{{ m.content.split('</think>')[-1].strip() }}")
+QWEN3 = template(
+    "{% set answer = m.content.split('</think>')[-1].lstrip('\n') %}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip() if '</think>' in m.content else '' %}"
+    "{% if loop.index0 > last_query.index and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' + answer }}{% else %}{{ answer }}{% endif %}"
+)
+TRIMS = template("{{ m.content | trim }}")
+NO_END = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}" + GENERATION
+
+
+def byte_pairs(chat_template: str) -> Any:
+    """Return a small byte-level BPE tokenizer, with merges of line breaks and of words."""
+    backend: Any = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS * 50, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, additional_special_tokens=[START])
+    fast.chat_template = chat_template
+    return fast
+
+
+def make_chat(chat_template: str = CHATML) -> Chat:
+    return Chat(byte_pairs(chat_template))
+
+
+def user(content: str) -> Message:
+    return Message("user", content)
+
+
+def said(content: str) -> Message:
+    return Message("assistant", content)
+
+
+def rendered(chat: Chat, messages: Sequence[Message]) -> list[int]:
+    rows = [{"role": m.role, "content": m.content} for m in messages]
+    return chat.tokenizer.apply_chat_template(rows, tokenize=True, add_generation_prompt=True, return_dict=False)
+
+
+def converse(chat: Chat, opening: Sequence[Message], exchange: Sequence[tuple[str, str]]) -> list[Prompt]:
+    """Return the prompts of a conversation: after the opening, and after each response and observation."""
+    messages, prompts = list(opening), [chat.open(opening)]
+    for response, observation in exchange:
+        messages += [said(response), user(observation)]
+        before = [*prompts[-1].prompt_ids, *chat.response_ids(said(response))]
+        prompts.append(chat.extend(before, messages, num_new=1))
+    return prompts
+
+
+EXCHANGE = [("open src/main.py", "fail\n\ntest_main"), ("edit é → 漢", "\n\nok"), ("edit edit", "fail test_main\n")]
+OPENING = [Message("system", "You repair.\n"), user("open a"), said("open"), user("edit")]
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, ALWAYS_STRIPS, QWEN3, TRIMS])
+def test_a_prompt_is_extended_and_equals_the_whole_conversation_rendered_at_once(chat_template: str) -> None:
+    chat = make_chat(chat_template)
+    prompts = converse(chat, OPENING, EXCHANGE)
+    messages = list(OPENING)
+    for turn_index, prompt in enumerate(prompts):
+        assert prompt.prompt_ids == rendered(chat, messages)
+        assert prompt.starts_branch == (turn_index == 0)
+        if turn_index < len(EXCHANGE):
+            messages += [said(EXCHANGE[turn_index][0]), user(EXCHANGE[turn_index][1])]
+
+
+def test_the_tokens_of_a_response_are_kept_as_they_were_produced() -> None:
+    chat = make_chat()
+    opening = chat.open([user("open")])
+    letters = [token for letter in " open\n" for token in chat._encode(letter)]
+    assert len(letters) > len(chat._encode(" open\n"))
+    before = [*opening.prompt_ids, *letters, chat.end_id]
+    prompt = chat.extend(before, [user("open"), chat.parse(letters), user("ok")], num_new=1)
+    assert prompt.prompt_ids == [*before, *prompt.context_ids]
+    assert not prompt.starts_branch
+
+
+def test_what_the_template_writes_after_the_end_belongs_to_the_context() -> None:
+    chat = make_chat()
+    response = chat.response_ids(said("edit"))
+    assert chat.tokenizer.decode(response) == "edit<|im_end|>"
+    context = converse(chat, [user("open")], [("edit", "ok")])[1].context_ids
+    assert chat.tokenizer.decode(context) == "\n<|im_start|>user\nok<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_response_that_was_cut_is_ended_by_the_context() -> None:
+    chat = make_chat()
+    messages = [user("open"), said("edit"), user("ok")]
+    cut = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(said("edit"))[:-1]]
+    prompt = chat.extend(cut, messages, num_new=1)
+    assert prompt.context_ids[0] == chat.end_id
+    assert prompt.prompt_ids == rendered(chat, messages)
+
+
+@pytest.mark.parametrize("chat_template", [ALWAYS_STRIPS, QWEN3])
+def test_a_template_that_drops_reasoning_starts_a_branch_and_is_extended_after_it(chat_template: str) -> None:
+    chat = make_chat(chat_template)
+    exchange = [("<think>\nfail\n</think>\n\nopen a", "ok"), ("edit", "fail"), ("<think>\n\n</think>\n\nedit", "ok")]
+    prompts = converse(chat, [user("open")], exchange)
+    assert [prompt.starts_branch for prompt in prompts] == [True, True, False, True]
+    messages = [user("open")]
+    for (response, observation), prompt in zip(exchange, prompts[1:], strict=True):
+        messages += [said(response), user(observation)]
+        assert prompt.prompt_ids == rendered(chat, messages)
+    assert prompts[1].context_ids == prompts[1].prompt_ids
+
+
+def test_an_answer_that_is_dropped_whole_starts_a_branch() -> None:
+    prompts = converse(make_chat(ALWAYS_STRIPS), [user("open")], [("<think>edit</think>", "ok")])
+    assert prompts[1].starts_branch
+
+
+def test_a_template_that_changes_an_earlier_observation_starts_a_branch() -> None:
+    forgets = CHATML.replace("{{ m.content }}{% endif %}", "{{ m.content if loop.last else '...' }}{% endif %}")
+    chat = make_chat(forgets)
+    prompt = converse(chat, [user("open")], [("edit", "ok")])[1]
+    assert prompt.starts_branch
+    assert "..." in chat.tokenizer.decode(prompt.prompt_ids)
+
+
+def test_a_template_without_end_tokens_starts_a_branch() -> None:
+    prompts = converse(make_chat(NO_END), [user("open")], EXCHANGE)
+    assert all(prompt.starts_branch for prompt in prompts)
+
+
+def test_white_space_around_a_response_is_no_change() -> None:
+    chat = make_chat(TRIMS)
+    messages = [user("open"), said("\n edit \n"), user("ok")]
+    before = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(messages[1])]
+    assert not chat.extend(before, messages, num_new=1).starts_branch
+
+
+def test_several_messages_may_follow_a_response() -> None:
+    chat = make_chat()
+    messages = [user("open"), said("edit"), user("ok"), user("fail")]
+    before = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(messages[1])]
+    assert chat.extend(before, messages, num_new=2).prompt_ids == rendered(chat, messages)
+
+
+@given(st.text().filter(lambda text: "<|" not in text))
+def test_a_message_of_the_teacher_comes_back(content: str) -> None:
+    ids = ROUND_TRIP.response_ids(said(content))
+    assert ids.count(ROUND_TRIP.end_id) == 1
+    assert ids[-1] == ROUND_TRIP.end_id
+    assert ROUND_TRIP.parse(ids) == ROUND_TRIP.parse(ids[:-1]) == said(content.strip())
+
+
+ROUND_TRIP = make_chat()
+
+
+def test_the_cost_of_a_turn_does_not_grow_with_the_turns_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, counts = make_chat(), list[int]()
+    encode = chat.tokenizer.encode
+
+    def counting(text: str, **options: Any) -> list[int]:
+        ids = encode(text, **options)
+        counts[-1] += len(ids)
+        return ids
+
+    monkeypatch.setattr(chat.tokenizer, "encode", counting)
+    messages = list(OPENING)
+    counts.append(0)
+    prompt = chat.open(messages)
+    for _ in range(40):
+        messages += [said("edit"), user("ok fail")]
+        counts.append(0)
+        prompt = chat.extend([*prompt.prompt_ids, *chat.response_ids(said("edit"))], messages, num_new=1)
+    assert len(set(counts[1:])) == 1
+    assert counts[1] < 30
+
+
+def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
+    mute, endless = byte_pairs(""), byte_pairs(CHATML)
+    endless.eos_token = None
+    for tokenizer in (mute, endless):
+        with pytest.raises(DataError, match=r"chat_template.*eos_token"):
+            Chat(tokenizer)
+
+
+def test_the_hash_tells_templates_apart() -> None:
+    assert make_chat(CHATML).template_hash == make_chat(CHATML).template_hash != make_chat(QWEN3).template_hash

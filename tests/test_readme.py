@@ -1,0 +1,66 @@
+"""Every command of the README runs; long ones are shortened by overrides, and nothing else about them is changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = ROOT / ".venv" / "bin"
+SHORT = {
+    "methods.py": "--seeds 1 --methods sft --workers 1 --folder {out}/methods",
+    "kills.py": "--kills 1",
+    "prefix_trees.py": "--turns 8 --repeats 1",
+    "bench_store.py": "--turns 20000",
+    "baselines_textworld.py": "--cache-folder {out}/games --help",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def shortened(command: str, out: Path, run_folder: Path) -> str:
+    """Return the command with fewer rounds, its output under `out`, and the placeholder of a run filled in."""
+    command = command.replace("outputs/runs/FOLDER", str(run_folder))
+    few = f"debug=default paths.output_folder={out} paths.cache_folder={out}/cache"
+    if command.startswith("make train"):
+        arguments = dict(word.partition("=")[::2] for word in shlex.split(command)[2:])
+        return f'make train ARGS="{arguments.get("ARGS", "")} {few}"'
+    if command == "make test":
+        return 'make test ARGS="--collect-only --quiet"'
+    if command.startswith("python tests/benchmarks/"):
+        program = command.split()[1].rpartition("/")[2]
+        head, _, overrides = command.partition(" -- ")
+        tail = f" -- {overrides} {few}" if program == "methods.py" else ""
+        return f"{BIN}/{head} {SHORT[program].format(out=out)}{tail}"
+    if command.startswith("dagger-") and "resume=" not in command and "--help" not in command:
+        return f"{BIN}/{command} {few}"
+    return f"{BIN}/{command}" if command.startswith("dagger-") else command
+
+
+def run(command: str) -> None:
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    run(f"{BIN}/dagger-train debug=default hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.mark.readme
+@pytest.mark.parametrize("command", commands())
+def test_command_runs(command: str, tmp_path: Path, finished_run: Path) -> None:
+    run(shortened(command, tmp_path, finished_run))

@@ -1,0 +1,201 @@
+"""A run that is stopped anywhere and resumed is the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+
+from dagger_exp.build import CHECKPOINT, build_run, build_training
+from dagger_exp.config import compose_checked
+from dagger_exp.training.csv_logger import CsvLogger, read_csv
+from dagger_exp.training.rounds import Silent
+from dagger_exp.types import Episode
+
+KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+SMALL = (
+    "debug=default",
+    "engine=scripted",
+    "student.hidden_size=32",
+    "student.num_layers=1",
+    "rounds.num_rounds=3",
+    "rounds.labels=40",
+    "rounds.steps=5",
+    "evaluation.tasks=3",
+    "callbacks.checkpoint_steps=2",
+)
+PASSES = ("rounds.steps=null", "rounds.labels=null", "rounds.tasks=5", "rounds.epochs_per_round=2")
+NUM_EVENTS = 48
+"""Of a `SMALL` run: phases that begin, episodes that end, steps that are taken."""
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Total length of:UserWarning",  # Lightning on the empty loader that ends a run early
+)
+
+
+class Stop(Exception):  # noqa: N818 - it stands for a kill, not for an error
+    """Where a run is killed."""
+
+
+class StopAt(Silent):
+    """Stops the run at its n-th event."""
+
+    def __init__(self, last: int | None) -> None:
+        self.num_events, self.last = 0, last
+
+    def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
+        self._count()
+
+    def advance(self, amount: int, *, episode: Episode | None = None, loss: float | None = None) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        self.num_events += 1
+        if self.num_events == self.last:
+            raise Stop
+
+
+@dataclass
+class Steps(lightning.Callback):
+    """Writes down what was trained: epoch, the episodes of the batch and the loss, by step."""
+
+    seen: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        outputs, _, batch_index = args[-3:]
+        loader: Any = trainer.train_dataloader
+        batch = (trainer.current_epoch, batch_index, loader.episode_indices(batch_index), float(outputs["loss"]))
+        assert trainer.global_step not in self.seen, "a step was taken twice"
+        self.seen[trainer.global_step] = batch
+
+
+def play(folder: Path, *overrides: str, stop_at: int | None = None) -> Steps:
+    """Start a run or resume it; return what was trained, up to the stop."""
+    cfg = compose_checked("train", [*SMALL, *overrides])
+    run, steps = build_run(cfg, folder, "run"), Steps()
+    trainer, module, datamodule, rounds = build_training(cfg, run, "run", StopAt(stop_at))
+    trainer.callbacks.append(steps)
+    path = folder / CHECKPOINT
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
+        rounds.finish(module)
+    except Stop:
+        assert stop_at is not None
+    return steps
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of all rounds without seconds."""
+    found = json.loads((folder / "summary.json").read_text())["rounds"]
+    return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in found]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """Return metrics.csv without seconds."""
+    found = read_csv(folder / "metrics.csv")
+    return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Steps]]:
+    """Give the undisturbed run of these overrides."""
+    played: dict[tuple[str, ...], tuple[Path, Steps]] = {}
+
+    def get(*overrides: str) -> tuple[Path, Steps]:
+        if overrides not in played:
+            folder = tmp_path_factory.mktemp("whole")
+            played[overrides] = (folder, play(folder, *overrides))
+        return played[overrides]
+
+    return get
+
+
+def check_equal(whole: tuple[Path, Steps], folder: Path, before: Steps, after: Steps) -> None:
+    """Hold a run that was resumed against the undisturbed one."""
+    resumed_at = min(after.seen, default=len(whole[1].seen) + 1)
+    trained = {step: batch for step, batch in before.seen.items() if step < resumed_at} | after.seen
+    assert trained == whole[1].seen
+    assert rows(folder) == rows(whole[0])
+    assert metrics(folder) == metrics(whole[0])
+
+
+@pytest.mark.parametrize("stop_at", range(2, NUM_EVENTS, 6))
+def test_a_resume_trains_every_batch_once(tmp_path: Path, whole, stop_at: int) -> None:
+    before = play(tmp_path, stop_at=stop_at)
+    assert len(before.seen) < 15
+    after = play(tmp_path)
+    assert len(after.seen) < 15 or not before.seen or max(before.seen) <= 2, "went on from the last checkpoint"
+    check_equal(whole(), tmp_path, before, after)
+
+
+@pytest.mark.parametrize("stop_at", [12, 17])
+def test_so_does_a_resume_of_whole_passes(tmp_path: Path, whole, stop_at: int) -> None:
+    before = play(tmp_path, *PASSES, stop_at=stop_at)
+    check_equal(whole(*PASSES), tmp_path, before, play(tmp_path, *PASSES))
+
+
+def test_a_run_stopped_in_its_last_evaluation_evaluates_and_trains_no_more(tmp_path: Path, whole) -> None:
+    num_events = len(whole()[1].seen) and events(tmp_path / "counted")
+    before = play(tmp_path, stop_at=num_events)
+    assert len(before.seen) == 15
+    assert len(rows(tmp_path)) == 2
+    check_equal(whole(), tmp_path, before, after := play(tmp_path))
+    assert not after.seen
+
+
+def events(folder: Path) -> int:
+    """Return how many events a whole run has."""
+    cfg, progress = compose_checked("train", [*SMALL]), StopAt(None)
+    trainer, module, datamodule, rounds = build_training(cfg, build_run(cfg, folder, "run"), "run", progress)
+    trainer.fit(module, datamodule=datamodule)
+    rounds.finish(module)
+    return progress.num_events
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    play(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not play(tmp_path).seen
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("stop_at", [None, 10])
+def test_success_ends_a_run_early_also_when_it_is_resumed(tmp_path: Path, stop_at: int | None) -> None:
+    early = "evaluation.stop_at_success=0.0"
+    before = play(tmp_path, early, stop_at=stop_at)
+    after = play(tmp_path, early)
+    assert set(before.seen) | set(after.seen) == set(range(1, 6)), "one round was trained"
+    assert [row["round"] for row in rows(tmp_path)] == [0]
+    assert not (tmp_path / "rounds" / "001").exists()
+    assert not play(tmp_path, early).seen
+
+
+def test_a_row_that_is_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    for step in (10, 20):
+        logger.log_metrics({"trainer/global_step": step, "train/loss": 1.0})
+    logger.log_metrics({"round": 0, "eval/success_rate": 0.5})
+    logger = CsvLogger(path)
+    logger.log_metrics({"trainer/global_step": 20, "train/loss": 2.0})
+    logger.log_metrics({"round": 0, "eval/success_rate": 0.5, "new": 1})
+    logger.log_metrics({"trainer/global_step": 30, "train/loss": 3.0})
+    kept = [(row["trainer/global_step"], row["round"], row["train/loss"]) for row in read_csv(path)]
+    assert kept == [("10", "", "1.0"), ("20", "", "2.0"), ("", "0", ""), ("30", "", "3.0")]
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("engine", ["scripted", "hf"])
+def test_three_kills_change_nothing(engine: str) -> None:
+    done = subprocess.run(
+        [sys.executable, KILLS, "--kills", "3", "--engine", engine], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,121 @@
+"""The student can be saved and loaded by Hugging Face's own classes, and its tokenizers lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dagger_exp.chat import Chat
+from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.errors import ConfigError
+from dagger_exp.training.student import SPECIAL, Student, byte_tokenizer, from_folder, from_scratch, word_tokenizer
+from dagger_exp.types import Message, Task
+
+WORLD = RepoRepair()
+TINY: dict[str, Any] = {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 256}
+"""As conf/student/tiny.yaml."""
+WORDS: Any = word_tokenizer(WORLD.vocabulary())
+BYTES: Any = byte_tokenizer()
+
+
+@pytest.fixture(params=["words", "bytes"])
+def student(request: pytest.FixtureRequest) -> Student:
+    torch.set_num_threads(1)
+    vocabulary = WORLD.vocabulary()
+    return from_scratch(vocabulary=vocabulary, tokenizer=request.param, max_context_tokens=1024, seed=0, **TINY)
+
+
+def test_tiny_has_about_a_third_of_a_million_parameters(student: Student) -> None:
+    assert 300_000 <= student.num_parameters <= 400_000
+
+
+def test_a_saved_student_loads_with_equal_logits(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    again = from_folder(path=str(tmp_path), max_context_tokens=1024)
+    messages = [Message("user", "repo f1 f2"), Message("assistant", "open f1")]
+    ids = student.chat.open(messages).prompt_ids
+    assert Chat(tokenizer).open(messages).prompt_ids == again.chat.open(messages).prompt_ids == ids
+    with torch.inference_mode():
+        expected = student.model(torch.tensor([ids])).logits
+        assert torch.equal(model(torch.tensor([ids])).logits, expected)
+        assert torch.equal(again.model(torch.tensor([ids])).logits, expected)
+
+
+def test_a_checkpoint_beside_the_saved_format_loads_with_its_own_weights(student: Student, tmp_path: Path) -> None:
+    """As a run writes it: the format in student/, the weights in checkpoints/last.ckpt."""
+    student.save_format(tmp_path / "student")
+    with torch.no_grad():
+        next(student.model.parameters()).add_(0.25)
+    (tmp_path / "checkpoints").mkdir()
+    state = {f"model.{name}": value for name, value in student.model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "checkpoints" / "last.ckpt")
+    again = from_folder(path=str(tmp_path / "checkpoints" / "last.ckpt"), max_context_tokens=1024)
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.inference_mode():
+        assert torch.equal(again.model(ids).logits, student.model(ids).logits)
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_is_drawn() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    weights = [weights_of(seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def weights_of(seed: int) -> torch.Tensor:
+    student = from_scratch(vocabulary=(), tokenizer="bytes", max_context_tokens=64, seed=seed, **TINY)
+    return torch.cat([p.detach().flatten() for p in student.model.parameters()])
+
+
+@given(st.lists(st.sampled_from(WORLD.vocabulary()), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_words_round_trip_with_one_token_each(words: list[str]) -> None:
+    message = Message("assistant", " ".join(words))
+    ids = Chat(WORDS).response_ids(message)
+    assert len(ids) == len(words) + 1
+    assert Chat(WORDS).parse(ids) == message
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_bytes_round_trip_any_text_with_one_token_each(text: str) -> None:
+    ids = BYTES.encode(text, add_special_tokens=False)
+    assert len(ids) == len(text.encode()) or any(token in text for token in SPECIAL)
+    assert BYTES.decode(ids, skip_special_tokens=False) == text
+
+
+async def teacher_messages(task: Task) -> list[Message]:
+    env, messages = WORLD.make(task), []
+    messages += await env.reset()
+    while True:
+        messages.append(env.expert_action())
+        result = await env.step(messages[-1])
+        if result.stop_reason is not None:
+            return messages
+        messages.append(result.observation)
+
+
+def test_the_teachers_median_episode_has_at_most_200_tokens() -> None:
+    episodes = [asyncio.run(teacher_messages(task)) for task in WORLD.tasks("train")[:60]]
+    assert median(len(Chat(WORDS).open(messages).prompt_ids) for messages in episodes) <= 200
+
+
+def test_what_cannot_be_a_student_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = TINY | {"max_context_tokens": 64, "seed": 0}
+    with pytest.raises(ConfigError, match="choose words or bytes"):
+        from_scratch(vocabulary=["a"], tokenizer="letters", **options)
+    with pytest.raises(ConfigError, match="no closed vocabulary"):
+        from_scratch(vocabulary=[], tokenizer="words", **options)
+    with pytest.raises(ConfigError, match="no student could be loaded"):
+        from_folder(path=str(tmp_path), max_context_tokens=64)
