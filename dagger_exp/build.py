@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,6 +83,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         chat=chat,
         max_context_tokens=student.max_context_tokens,
         episode_timeout_s=cfg.rollout.episode_timeout_s,
+        max_attempts=cfg.rollout.max_attempts,
     )
     collector = Collector(
         runner=runner,
@@ -93,7 +93,6 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         concurrency=cfg.rollout.concurrency,
         keeps=keeps,
         episodes_per_task=cfg.rollout.episodes_per_task,
-        max_attempts=cfg.rollout.max_attempts,
     )
     evaluator = Evaluator(
         runner=replace(
@@ -180,7 +179,6 @@ def silence_libraries() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    os.environ["WANDB_SILENT"] = "true"  # the settings of a run come too late for what is said before it begins
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -188,11 +186,12 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
     """Return `metrics.csv`, and W&B where it is chosen."""
     loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
     if cfg.logger.get("_target_"):
-        from wandb import Settings
+        import wandb
 
-        settings = Settings(silent=True, console="off")
+        settings = wandb.Settings(silent=True, console="off")
+        wandb.setup(settings)  # those of a run come too late for what is said before it begins
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        wandb = make(
+        logger = make(
             cfg.logger,
             id=run_id,
             name=folder.name,
@@ -201,9 +200,9 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
             config=config,
             settings=settings,
         )
-        if isinstance(wandb, WandbLogger):
-            define_axes(wandb.experiment)
-        loggers.append(wandb)
+        if isinstance(logger, WandbLogger):
+            define_axes(logger.experiment)
+        loggers.append(logger)
     return loggers
 
 
@@ -243,7 +242,7 @@ def refused(target: str) -> Iterator[None]:
     """Turn what a constructor says of its values into a `ConfigError`."""
     try:
         yield
-    except (InstantiationException, TypeError, ValueError, MisconfigurationException) as error:
+    except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
         if isinstance(error.__cause__, DaggerError):  # of a node in the node
             raise error.__cause__ from error
         raise ConfigError(f"{target.rsplit('.', 1)[-1]} refuses its values: {' '.join(str(error).split())}") from error

@@ -26,7 +26,9 @@ MENDS = {
     r"Ambiguous value for argument '(?P<it>[^']*)'": (
         "{it} holds several values; add -m to run one after the other, or write a list as [1,2]."
     ),
-    r"Value '(?P<value>.*?)' of type '.*' could not be converted to (?P<type>\w+)": "{key} is {value!r}; it must be {wanted}.",
+    r"Value '(?P<value>.*?)' of type '.*' could not be converted to (?P<type>\w+)": (
+        "{key} is {value!r}; it must be {wanted}."
+    ),
     r"Invalid type assigned": "{key} holds several values; set them one by one, as in {key}.KEY=VALUE.",
     r"is not Optional": "{key} cannot be null; give it a value.",
 }

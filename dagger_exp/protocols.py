@@ -77,8 +77,9 @@ class Mixing(Protocol):
         """Return the probability that the teacher acts, None where the mixing has none."""
         ...
 
-    def max_student_turns(self, round_index: int) -> int | None:
-        """Return how many turns an episode of this round may have, None for the world's own limit."""
+    @property
+    def max_student_turns(self) -> Schedule | None:
+        """How many turns an episode of a round may have; None for the world's own limit."""
         ...
 
 
@@ -100,7 +101,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Token ids with their log-probabilities under the distribution they were drawn from; `stop` or `length`."""
+    """Token ids and their log-probabilities under the tempered distribution, before `top_p`; `stop` or `length`."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]

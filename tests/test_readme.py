@@ -17,7 +17,7 @@ SHORT = {
     "kills.py": "--kills 1",
     "prefix_trees.py": "--turns 8 --repeats 1",
     "bench_store.py": "--turns 20000",
-    "baselines_textworld.py": "--cache-folder {out}/games --help",
+    "baselines_textworld.py": "--help",
 }
 
 
@@ -31,8 +31,8 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
     command = command.replace("outputs/runs/FOLDER", str(run_folder))
     few = f"debug=default paths.output_folder={out} paths.cache_folder={out}/cache"
     if command.startswith("make train"):
-        arguments = dict(word.partition("=")[::2] for word in shlex.split(command)[2:])
-        return f'make train ARGS="{arguments.get("ARGS", "")} {few}"'
+        given = " ".join(word.removeprefix("ARGS=") for word in shlex.split(command)[2:])
+        return f'make train ARGS="{given} {few}"'
     if command == "make test":
         return 'make test ARGS="--collect-only --quiet"'
     if command.startswith("python tests/benchmarks/"):

@@ -1,6 +1,7 @@
 """dagger-collect: rollouts and labels without training; appends rounds, never touches a closed one.
 
 dagger-collect rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none    demonstrations
+dagger-collect labeler=none rounds.labels=null rounds.tasks=100                       episodes without labels
 dagger-collect store=outputs/runs/FOLDER student.init=outputs/runs/FOLDER             more rounds for a store
 """
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dagger_exp.cli.run import open_manifest, run_command
 from dagger_exp.errors import ConfigError
+from dagger_exp.store.files import write_json
 from dagger_exp.store.store import Store
 
 if TYPE_CHECKING:
@@ -26,30 +28,49 @@ def collect(cfg: DictConfig, folder: Path) -> None:
     """Collect `rounds.num_rounds` more rounds."""
     from dagger_exp.config import check, per_round
 
-    check(cfg)
+    check(cfg, "collect")
+    rounds, run_id, first = place(cfg, folder)
     from dagger_exp.build import build_run
     from dagger_exp.cli.terminal import Terminal
 
-    manifest = open_manifest(folder)
-    target = folder / "rounds" if cfg.store is None else Path(cfg.store) / "rounds"
-    if cfg.store is not None and not (target / "store.json").exists():
-        raise ConfigError(f"store={cfg.store} holds no rounds/; give the folder of a run.")
-    run_id = str(manifest["run_id"]) if cfg.store is None else Store.open(target).run_id
-    run = build_run(cfg, folder, run_id, store_folder=target)
-    labels, first = per_round(cfg, "labels"), run.collector.store.next_round()
-    with Terminal(cfg, run.student.num_parameters, target) as terminal:
-        for place in range(cfg.rounds.num_rounds):
-            budget = None if labels is None else labels[place]
-            terminal.begin(
-                "collect", first + place, budget or cfg.rounds.tasks or 0, beta=run.mixing.beta(first + place)
-            )
+    run = build_run(cfg, folder, run_id, store_folder=rounds)
+    budgets = per_round(cfg, "labels") or [None] * cfg.rounds.num_rounds
+    num_episodes = None if cfg.rounds.tasks is None else cfg.rounds.tasks * cfg.rollout.episodes_per_task
+    with Terminal(cfg, run.student.num_parameters, rounds.parent, "collect") as terminal:
+        for index, budget in enumerate(budgets, start=first):
+            terminal.begin("collect", index, budget or num_episodes or 0, beta=run.mixing.beta(index))
             run.collector.collect(
-                first + place,
+                index,
                 num_labels=budget,
-                num_episodes=None if cfg.rounds.tasks is None else cfg.rounds.tasks * cfg.rollout.episodes_per_task,
-                on_episode=lambda episode: terminal.advance(episode.num_labels if labels else 1, episode=episode),
+                num_episodes=num_episodes,
+                on_episode=lambda episode: terminal.advance(
+                    1 if num_episodes is not None else episode.num_labels, episode=episode
+                ),
             )
-            terminal.end_round({"round": first + place, **run.collector.store.manifest(first + place)["counts"]})
+            beta = run.mixing.beta(index)
+            row = {"round": index, **run.collector.store.manifest(index)["counts"]}
+            terminal.end_round(row if beta is None else {**row, "round/beta": beta})
+    lies = {"rounds/*/episodes.parquet": "a row per turn: who acted, the action, the label"}
+    terminal.finish(lies=lies, also={f"dagger-collect store={rounds.parent}": "more rounds for this store"})
+
+
+def place(cfg: DictConfig, folder: Path) -> tuple[Path, str, int]:
+    """Return the folder of the rounds, the run they belong to, and the first round to collect.
+
+    Raises:
+        ConfigError: `store` names no run.
+        StoreError: it is damaged, or of another schema version.
+    """
+    if cfg.store is None:
+        return folder / "rounds", str(open_manifest(folder)["run_id"]), 0
+    rounds = Path(cfg.store) / "rounds"
+    if not (rounds / "store.json").exists():
+        raise ConfigError(f"store={cfg.store} holds no rounds/; give the folder of a run.")
+    store, manifest = Store.open(rounds), open_manifest(folder)
+    if "first_round" not in manifest:  # a resume goes on with the same rounds
+        manifest["first_round"] = store.next_round()
+        write_json(folder / "manifest.json", manifest)
+    return rounds, store.run_id, int(manifest["first_round"])
 
 
 if __name__ == "__main__":

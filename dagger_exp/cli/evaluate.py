@@ -7,11 +7,11 @@ dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Fac
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dagger_exp.cli.run import open_manifest, run_command
+from dagger_exp.store.files import write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,13 +32,16 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
 
     run = build_run(cfg, folder, str(open_manifest(folder)["run_id"]))
-    with Terminal(cfg, run.student.num_parameters, folder) as terminal:
+    with Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal:
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
-    metrics = evaluation_metrics(episodes)
-    result = {**metrics, "stop_reasons": dict(stop_reasons(episodes))}
-    (folder / "evaluation.json").write_text(json.dumps(result, indent=2))
-    print(json.dumps(result, indent=2))
+    metrics, reasons = evaluation_metrics(episodes), dict(stop_reasons(episodes))
+    write_json(folder / "evaluation.json", {**metrics, "stop_reasons": reasons})
+    for name, value in metrics.items():
+        print(f"  {name:24} {value:.4g}")
+    print(f"  {'stop reasons':24} {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
+    lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
+    terminal.finish(lies=lies, also={"dagger-evaluate evaluation.seed=1 ...": "the same tasks, other coins"})
 
 
 if __name__ == "__main__":

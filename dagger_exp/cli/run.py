@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -32,6 +33,8 @@ from dagger_exp.store.files import write_json
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
 """What a run folder holds before anything has happened in it."""
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""A full disk, a file that may not grow, a quota that is used up."""
 Job = Callable[[DictConfig, Path], None]
 
 
@@ -42,7 +45,7 @@ class JobError(DaggerError):
 def run_command(command: str, job: Job) -> None:
     """Run a command of which `conf/<command>.yaml` is the config; a mistake is answered in one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises then what it would print, and it is said here
-    doc = str(sys.modules["__main__"].__doc__ or sys.modules[job.__module__].__doc__)
+    doc = str(sys.modules[job.__module__].__doc__)
     help_texts = {"doc": doc.strip(), "command": f"dagger-{command}"}  # for conf/hydra/default.yaml
     OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
     announce(sys.argv[1:], command)
@@ -53,6 +56,9 @@ def run_command(command: str, job: Job) -> None:
             hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(_guarded(job))()
     except JobError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (DaggerError, OSError) as error:
         sys.exit(complain(error))
 
@@ -81,7 +87,7 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
 
     A new folder in which nothing has happened before a mistake of the user is removed, but for `keep`.
     """
-    is_new = not (folder / "manifest.json").exists()
+    is_new = {path.name for path in folder.iterdir()} <= {".hydra"}
     try:
         _status(folder, "running")
         yield
@@ -99,8 +105,17 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
         sys.exit(code)
     except Exception as error:  # noqa: BLE001 - our own mistake, whatever it is: shown whole
         _failed(folder, "failed", f"{type(error).__name__}: {error}")
+        if cause := full_disk(error):
+            sys.exit(complain(cause))
         traceback.print_exc()
         sys.exit(1)
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """Return the full disk behind an exception of a library that did not expect it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in FULL):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def discard(folder: Path) -> None:

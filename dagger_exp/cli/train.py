@@ -78,16 +78,24 @@ def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
     """Fit; where that fails, no process is left waiting for another."""
     try:
         trainer.fit(*args, **kwargs)
+        end_others(trainer)
     except BaseException as error:
-        processes = getattr(trainer.strategy.launcher, "procs", [])
-        for process in processes:
-            process.kill()
-        processes.clear()  # or Lightning's watcher kills this one too, before it has said what happened
+        end_others(trainer, kill=True)
         if isinstance(error, SystemExit) and trainer.is_global_zero:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from error
         if isinstance(error, SystemExit):
             sys.exit(0)  # the first process says what happened
         raise
+
+
+def end_others(trainer: lightning.Trainer, *, kill: bool = False) -> None:
+    """Wait for the processes that Lightning has started, if any."""
+    processes = getattr(trainer.strategy.launcher, "procs", [])
+    for process in processes:
+        if kill:
+            process.kill()
+        process.wait()
+    processes.clear()  # or Lightning's watcher answers a killed one with the kill of this one, before it has spoken
 
 
 if __name__ == "__main__":

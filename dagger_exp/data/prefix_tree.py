@@ -113,7 +113,7 @@ class Tree:
         return nodes
 
     def _lay_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the depth-first place, the place after the last descendant, and the depth of each node: (num_nodes,)."""
+        """Return the depth-first place, the place after the last descendant and the depth of each node."""
         num_nodes = len(self)
         size, end, depth = [1] * (num_nodes + 1), [0] * (num_nodes + 1), [-1] * (num_nodes + 1)  # [-1] is the root
         for node in reversed(range(num_nodes)):  # a child has a higher number than its parent

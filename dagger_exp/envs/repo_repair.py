@@ -72,6 +72,8 @@ class RepoRepair:
             raise ConfigError(f"env.num_bugs equal to env.num_files needs env.num_symptoms >= {2 * WORLD_FILES}.")
         if min(num_lines, max_turns) < 1:
             raise ConfigError("env.num_lines and env.max_turns must be at least 1.")
+        if min(num_train_tasks, num_heldout_tasks) < 1:
+            raise ConfigError("env.num_train_tasks and env.num_heldout_tasks must be at least 1.")
         if not 0.0 <= symptom_reliability <= 1.0:
             raise ConfigError("env.symptom_reliability is a probability in [0, 1].")
         self.num_files, self.num_bugs, self.num_symptoms = num_files, num_bugs, num_symptoms

@@ -18,13 +18,10 @@ class TurnMixture:
     """A coin per turn: the teacher acts with probability `schedule(round_index)`."""
 
     schedule: Schedule
-    uses_beta = True
+    max_student_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> float:
         return self.schedule(round_index)
-
-    def max_student_turns(self, round_index: int) -> None:
-        return None
 
     def choose(self, key: Key) -> Choice:
         beta, coin = self.beta(key.round_index), uniform(key, "actor")
@@ -36,19 +33,15 @@ class SwitchMixture:
     """One hand-over per episode, before turn kappa ~ U{0..t_max(round)}.
 
     The student acts first and the teacher finishes; with `teacher_first` the other way round. A kappa beyond the
-    end of the episode leaves it to one actor.
+    end of the episode leaves it to one actor. `max_student_turns` caps the episodes of a round, for curricula.
     """
 
     t_max: Schedule
     teacher_first: bool = False
-    turn_cap: Schedule | None = None
-    uses_beta = False
+    max_student_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
         return None
-
-    def max_student_turns(self, round_index: int) -> int | None:
-        return None if self.turn_cap is None else int(self.turn_cap(round_index))
 
     def choose(self, key: Key) -> Choice:
         kappa = integer(key._replace(turn_index=0), "kappa", int(self.t_max(key.round_index)) + 1)
@@ -56,32 +49,26 @@ class SwitchMixture:
         return Choice(Actor.TEACHER if before == self.teacher_first else Actor.STUDENT, kappa=kappa)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentOnly:
-    """The student acts at every turn."""
+    """The student acts at every turn, in episodes of at most `max_student_turns(round)` turns (a curriculum)."""
 
-    uses_beta = False
+    max_student_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
-        return None
-
-    def max_student_turns(self, round_index: int) -> None:
         return None
 
     def choose(self, key: Key) -> Choice:
         return Choice(Actor.STUDENT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherOnly:
     """The teacher acts at every turn: behaviour cloning."""
 
-    uses_beta = False
+    max_student_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
-        return None
-
-    def max_student_turns(self, round_index: int) -> None:
         return None
 
     def choose(self, key: Key) -> Choice:

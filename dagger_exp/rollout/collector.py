@@ -82,7 +82,6 @@ class Collector:
         concurrency: episodes at once; with an engine that works in lock-step, the fixed size of a batch.
         keeps: whether an episode that ended so in this round will be trained on (counts towards a label budget).
         episodes_per_task: consecutive episodes that share a task.
-        max_attempts: how often an episode is tried that fails for reasons of infrastructure.
     """
 
     runner: Runner
@@ -92,7 +91,6 @@ class Collector:
     concurrency: int
     keeps: Callable[[int, StopReason], bool]
     episodes_per_task: int = 1
-    max_attempts: int = 2
 
     def collect(
         self,
@@ -164,12 +162,7 @@ class Collector:
 
     async def _episode(self, round_index: int, episode_index: int) -> Episode:
         task = self.task(round_index, episode_index)
-        key = Key(self.seed, round_index, task.id, episode_index)
-        episode = await self.runner.run(task, key)
-        for _ in range(self.max_attempts - 1):
-            if episode.stop_reason.is_infrastructure:
-                episode = await self.runner.run(task, key)
-        return episode
+        return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index))
 
     def _commit(self, episode: Episode, done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         if episode.episode_index in done:

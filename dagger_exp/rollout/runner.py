@@ -39,7 +39,8 @@ class Runner:
         chat: renders prompts in the student's format.
         max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode.
         max_new_tokens: room for a response.
-        episode_timeout_s: wall-clock limit of an episode.
+        episode_timeout_s: wall-clock limit of an attempt.
+        max_attempts: how often an episode is tried that fails for reasons of infrastructure.
     """
 
     world: World
@@ -50,9 +51,20 @@ class Runner:
     chat: Chat
     max_context_tokens: int
     episode_timeout_s: float = 3600.0
+    max_attempts: int = 1
 
     async def run(self, task: Task, key: Key) -> Episode:
-        """Play one episode. A failure of infrastructure ends it with its own reason; it is never raised."""
+        """Play one episode, and again where infrastructure failed, with the same coins; the last attempt counts.
+
+        A failure of infrastructure ends an episode with its own reason; it is never raised.
+        """
+        episode = await self._attempt(task, key)
+        for _ in range(self.max_attempts - 1):
+            if episode.stop_reason.is_infrastructure:
+                episode = await self._attempt(task, key)
+        return episode
+
+    async def _attempt(self, task: Task, key: Key) -> Episode:
         begin, turns, error = time.monotonic(), [], ""
         env: Env | None = None
         try:
@@ -84,7 +96,7 @@ class Runner:
             if len(prompt.prompt_ids) + self.student.max_new_tokens > self.max_context_tokens:
                 return StopReason.CONTEXT
             begin = time.monotonic()
-            state = State(messages, prompt.prompt_ids, key._replace(turn_index=turn_index))
+            state = State(tuple(messages), prompt.prompt_ids, key._replace(turn_index=turn_index))
             choice = self.mixing.choose(state.key)
             action = await self._act(choice.actor, state, env)
             label = await self.labeler.label(state, choice.actor, action, self.teacher, env)
@@ -107,8 +119,8 @@ class Runner:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no action: {error}") from error
 
     def _max_turns(self, round_index: int) -> int:
-        cap = self.mixing.max_student_turns(round_index)
-        return self.world.max_turns if cap is None else min(cap, self.world.max_turns)
+        cap = self.mixing.max_student_turns
+        return self.world.max_turns if cap is None else min(int(cap(round_index)), self.world.max_turns)
 
     def _turn(
         self,

@@ -126,6 +126,9 @@ def from_folder(*, path: str, max_context_tokens: int) -> Student:
     folder = given.parent.parent if given.suffix == ".ckpt" else given
     folder = folder / "student" if (folder / "student").is_dir() else folder
     source = folder if folder.exists() else path
+    is_folder = path.startswith(("/", ".", "~")) or path.count("/") > 1  # the hub's names are OWNER/NAME
+    if is_folder and not given.exists():
+        raise ConfigError(f"student.init or student.path is {path}, which is not there; give a run or a model folder.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         if given.suffix == ".ckpt":

@@ -35,6 +35,8 @@ MAX_DELAY_S = {"collecting": 0.5, "closing": 0.005, "training": 0.3, "saving": 0
 """Longest delay between the sight of a phase and the kill."""
 NOT_COMPARED = {"run_id", "sha256", "num_dropped", *TIME_COLUMNS}
 """How many episodes were begun in vain does depend on the clock."""
+MAX_MISSED = 4
+"""Runs in a row that come to their end without a kill, before this gives up."""
 OVERRIDES = (
     "logger=csv",
     "rounds.num_rounds=3",
@@ -59,13 +61,17 @@ def main() -> None:
 def kill_and_compare(scratch: Path, engine: str, num_kills: int, rng: random.Random) -> list[str]:
     """Return what differs."""
     whole, hits, differences, num_runs = scratch / "whole", Counter[str](), list[str](), 0
+    num_missed = 0
     if start(whole, engine).wait() != 0:
         return [output(whole)]
-    while hits.total() < num_kills:
+    while hits.total() < num_kills and not differences:
         folder, num_runs = scratch / str(num_runs), num_runs + 1
+        before = hits.total()
         while (code := killed(folder, engine, num_kills - hits.total(), rng, hits)) is None:
             pass
         found = compare(whole, folder) if code == 0 else [f"exit code {code}: {output(folder)}"]
+        num_missed = num_missed + 1 if hits.total() == before else 0
+        found += ["the drawn phases are never seen"] if num_missed == MAX_MISSED else []
         print(f"run {num_runs}: {'; '.join(found) or 'equal to the undisturbed run'}", flush=True)
         differences += found
     print(f"engine={engine}: {hits.total()} kills in {num_runs} runs hit {dict(hits)}; {len(differences)} differences")
@@ -109,7 +115,7 @@ def phase(folder: Path) -> str:
     """Return what a run is doing, by what it has printed and by the files that lie there."""
     if list(folder.glob("checkpoints/*.tmp")):
         return "saving"
-    said = re.findall(r"round \d+/\d+ (collect|train|evaluate)", output(folder))
+    said = re.findall(r"round \d+/\d+ +(collect|train|evaluate)", output(folder))
     if not said:
         return "starting"
     for parquet in folder.glob("rounds/*/episodes.parquet*"):

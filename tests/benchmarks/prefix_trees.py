@@ -1,12 +1,12 @@
 """What prefix trees save: tokens computed, and seconds of forward and backward, against one row per label.
 
-    python tests/benchmarks/prefix_trees.py                        2 to 3 minutes on one core
+    python tests/benchmarks/prefix_trees.py                        2 minutes on an idle core
     python tests/benchmarks/prefix_trees.py --turns 8 --repeats 1
 
 The first table is about real DAgger episodes of repo_repair: tokens computed over different (prefix, token) pairs, 1 at
-best. The second is about synthetic episodes whose labels differ from the executed response in every second turn. Both
-sides have the same budget of tokens per micro-batch and take turns, so that a busy machine slows both. The naive side
-has what is fastest for it: the causal kernel without a mask, and logits at the labels only.
+best, and the same with padding. The second is about synthetic episodes whose labels differ from the executed response
+in every second turn. Both sides have the same budget of tokens per micro-batch and take turns, so that a busy machine
+slows both. The naive side has what is fastest for it: the causal kernel without a mask, and logits at the labels only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dagger_exp.chat import Chat
-from dagger_exp.data.batches import Batch, MicroBatch, make_batch
+from dagger_exp.data.batches import Batch, MicroBatch, group_by_length, make_batch
 from dagger_exp.data.prefix_tree import Row, grow
 from dagger_exp.data.selection import label_rows
 from dagger_exp.engines.scripted import ScriptedEngine
@@ -41,7 +41,7 @@ from dagger_exp.schedules import Constant
 from dagger_exp.training.losses import weighted_cross_entropy
 from dagger_exp.training.module import StudentModule
 from dagger_exp.training.student import from_scratch
-from dagger_exp.types import Actor, Episode, Key, Response, State, StopReason, Turn
+from dagger_exp.types import Actor, Episode, Example, Key, Response, State, StopReason, Turn
 
 PAD, WHOLE = 0, 1_000_000
 TINY: dict[str, Any] = {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 256}
@@ -94,15 +94,25 @@ def collect(num_episodes: int) -> list[Episode]:
 
 
 def print_redundancy(episodes: Sequence[Episode]) -> None:
-    print("| repo_repair, beta 0.5 | trees of | tokens computed | different tokens | ratio | one row per label |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| repo_repair, beta 0.5 | trees of | different tokens | computed | ratio | ratio padded | one row per label |"
+    )
+    print("|---|---|---|---|---|---|---|")
     rows = [list(label_rows(episode, "token")) for episode in episodes]
     naive = sum(map(num_tokens, (row for some in rows for row in some)))
     different = sum(num_prefixes(some) for some in rows)
     for max_tree_tokens in (2048, 256, 128):
-        computed = sum(len(tree) for some in rows for tree in grow(some, max_tree_tokens))
-        cells = (f"{len(episodes)} episodes", f"at most {max_tree_tokens}", computed, different)
-        print(f"| {' | '.join(map(str, cells))} | {computed / different:.3f} | {naive / different:.2f} |")
+        trees = [tree for some in rows for tree in grow(some, max_tree_tokens)]
+        computed = sum(map(len, trees))
+        ratios = f"{computed / different:.3f} | {num_padded(trees) / different:.2f} | {naive / different:.2f}"
+        print(f"| {len(episodes)} episodes | at most {max_tree_tokens} | {different} | {computed} | {ratios} |")
+
+
+def num_padded(trees: Sequence[Example], batch_size: int = 16, max_tokens: int = 16384) -> int:
+    """Return the tokens that the model computes with the padding of micro-batches, as in conf/train.yaml."""
+    steps = [trees[begin : begin + batch_size] for begin in range(0, len(trees), batch_size)]
+    groups = [group for step in steps for group in group_by_length(step, max_tokens)]
+    return sum(len(group) * max(map(len, group)) for group in groups)
 
 
 def num_tokens(row: Row) -> int:

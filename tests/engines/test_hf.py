@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.errors import EngineError
@@ -106,6 +107,25 @@ def test_a_draw_is_a_function_of_its_key_and_not_of_its_batch(engine: HfEngine, 
             assert here.logprobs == pytest.approx(there.logprobs, abs=1e-4)
 
 
+def test_padding_is_not_seen_by_a_model_that_counts_positions_from_the_start() -> None:
+    config = GPT2Config(
+        vocab_size=20, n_positions=64, n_embd=16, n_layer=2, n_head=2, eos_token_id=END, bos_token_id=END
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(30.0)
+    engine = HfEngine(end_id=END, pad_id=PAD)
+    engine.load_weights(0, model)
+    for prompt, answer in zip(
+        PROMPTS, answers(engine, [(prompt, Sampling(6, 0.0)) for prompt in PROMPTS]), strict=True
+    ):
+        expected = full_logprobs(model.eval(), prompt, answer.token_ids).max(dim=-1)
+        assert list(answer.token_ids) == expected.indices.tolist()
+        assert answer.logprobs == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
 def test_keys_decide_each_draw(engine: HfEngine) -> None:
     tokens = [tuple(answer.token_ids) for answer in answers(engine, [(PROMPTS[3], sampled(i)) for i in range(40)])]
     assert len(set(tokens)) > 20
@@ -148,6 +168,14 @@ def test_tokens_come_as_often_as_the_model_says(engine: HfEngine, model: Any, te
     probabilities = full_logprobs(model, PROMPTS[4], [END], temperature)[0].exp().numpy()
     assert np.sort(probabilities)[-4:].sum() < 0.99
     assert_frequencies(first_tokens(engine, PROMPTS[4], 3000, temperature=temperature), probabilities)
+
+
+def test_each_token_of_a_response_has_a_coin_of_its_own(engine: HfEngine, model: Any) -> None:
+    found = [tuple(answer.token_ids) for answer in answers(engine, [(PROMPTS[4], sampled(i, 2)) for i in range(3000)])]
+    openings = [tokens[0] for tokens in found if len(tokens) == 2]
+    first = max(set(openings), key=openings.count)
+    seconds = np.array([tokens[1] for tokens in found if len(tokens) == 2 and tokens[0] == first])
+    assert_frequencies(seconds, full_logprobs(model, [*PROMPTS[4], first], [END])[0].exp().numpy())
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dagger_exp.store.schema import TIME_COLUMNS
-from dagger_exp.training.csv_logger import read_csv
 
 SMALL = ("debug=default", "logger=csv", "rounds.steps=10", "callbacks.checkpoint_steps=4")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -47,25 +48,30 @@ def stored(folder: Path, round_index: int) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> list[float]:
-    return [float(row["train/loss"]) for row in read_csv(folder / "metrics.csv") if row["trainer/global_step"]]
+    """Return the loss of every step, as the last checkpoint has them."""
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["callbacks"]["RoundCallback"]
+    return [loss for round_losses in state["losses"].values() for loss in round_losses]
+
+
+def coins(folder: Path, round_index: int) -> dict[tuple[str, int], tuple[str, float]]:
+    """Return who acted at each turn of a round, and the coin that decided it."""
+    rows = stored(folder, round_index)
+    return {(row["task_id"], row["turn_index"]): (row["actor"], row["coin"]) for row in rows}
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     start(*SMALL, f"hydra.run.dir={one}")
     said = start(*SMALL, *DDP, f"hydra.run.dir={two}")
-    assert said.count("dagger-train: loading") == said.count("student of") == said.count("done in") == 1
-    assert said.count("round 1/2 train") == 1
+    for said_once in ("dagger-train: loading", "student of", "round 1/2 +train", "done in"):
+        assert len(re.findall(said_once, said)) == 1, said
 
     assert stored(two, 0) == stored(one, 0)
     for round_index in (0, 1):
-        mine, theirs = (
-            {(row["task_id"], row["turn_index"]): row["coin"] for row in stored(f, round_index)} for f in (one, two)
-        )
-        assert {place: mine[place] for place in mine.keys() & theirs.keys()} == {
-            place: theirs[place] for place in mine.keys() & theirs.keys()
-        }
-        assert {place[0] for place in mine} == {place[0] for place in theirs}
+        mine, theirs = coins(one, round_index), coins(two, round_index)
+        shared = mine.keys() & theirs.keys()  # rounding may change an action of round 1, and with it how long it takes
+        assert {place: mine[place] for place in shared} == {place: theirs[place] for place in shared}
+        assert {task for task, _ in mine} == {task for task, _ in theirs}
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert len(losses(two)) == 20
     summary = json.loads((two / "summary.json").read_text())

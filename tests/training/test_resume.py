@@ -68,12 +68,13 @@ class Steps(lightning.Callback):
 
     seen: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        outputs, _, batch_index = args[-3:]
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loader: Any = trainer.train_dataloader
-        batch = (trainer.current_epoch, batch_index, loader.episode_indices(batch_index), float(outputs["loss"]))
+        seen = (trainer.current_epoch, batch_idx, loader.episode_indices(batch_idx), float(outputs["loss"]))
         assert trainer.global_step not in self.seen, "a step was taken twice"
-        self.seen[trainer.global_step] = batch
+        self.seen[trainer.global_step] = seen
 
 
 def play(folder: Path, *overrides: str, stop_at: int | None = None) -> Steps:
@@ -81,7 +82,7 @@ def play(folder: Path, *overrides: str, stop_at: int | None = None) -> Steps:
     cfg = compose_checked("train", [*SMALL, *overrides])
     run, steps = build_run(cfg, folder, "run"), Steps()
     trainer, module, datamodule, rounds = build_training(cfg, run, "run", StopAt(stop_at))
-    trainer.callbacks.append(steps)
+    trainer.callbacks.append(steps)  # pyright: ignore[reportAttributeAccessIssue]
     path = folder / CHECKPOINT
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
@@ -142,8 +143,7 @@ def test_so_does_a_resume_of_whole_passes(tmp_path: Path, whole, stop_at: int) -
 
 
 def test_a_run_stopped_in_its_last_evaluation_evaluates_and_trains_no_more(tmp_path: Path, whole) -> None:
-    num_events = len(whole()[1].seen) and events(tmp_path / "counted")
-    before = play(tmp_path, stop_at=num_events)
+    before = play(tmp_path, stop_at=events(tmp_path / "counted"))
     assert len(before.seen) == 15
     assert len(rows(tmp_path)) == 2
     check_equal(whole(), tmp_path, before, after := play(tmp_path))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,6 +87,7 @@ def test_words_round_trip_with_one_token_each(words: list[str]) -> None:
     assert Chat(WORDS).parse(ids) == message
 
 
+@example("spaces before marks : a , b . do n't !  \n\t \x00 \u00e9 <|end|> ")
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_bytes_round_trip_any_text_with_one_token_each(text: str) -> None:

@@ -1,0 +1,139 @@
+"""The commands as a person starts them: help, a run folder, what follows from it, sweeps, W&B."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run of two rounds through the console script, from a folder elsewhere: its folder, stdout and stderr."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    command = [str(SCRIPTS / "dagger-train"), *QUICK, "logger=wandb_offline"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs" / "runs").iterdir()
+    return folder, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "collect"])
+def test_help_is_light_and_shows_choices_and_examples(command: str, tmp_path: Path) -> None:
+    call = [sys.executable, "-X", "importtime", "-m", f"dagger_exp.cli.{command}", "--help"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "transformers", "lightning", "wandb"} & imported
+    assert "hydra" in imported
+    assert done.stdout.startswith(f"dagger-{command}: ")
+    assert "student.init=outputs/runs/FOLDER" in done.stdout or "resume=outputs/runs/FOLDER" in done.stdout
+    assert "\nmixing: student, switch, teacher, turn\n" in done.stdout
+    assert f'eval "$(dagger-{command} -sc install=bash)"' in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--cfg", "job", "seed=3"], "seed: 3"),
+        (["--info", "defaults"], "schedule/exponential"),
+        (["--shell-completion", "install=bash"], "hydra_bash_completion"),
+    ],
+)
+def test_options_of_hydra_work_and_run_nothing(call: Call, tmp_path: Path, arguments: list[str], shown: str) -> None:
+    answer = call("train", *arguments)
+    assert answer.code == 0
+    assert shown in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_holds_all_of_it(run: tuple[Path, str, str]) -> None:
+    folder, _, _ = run
+    files = "manifest.json metrics.csv summary.json status.json train.log failures.csv".split()
+    folders = [".hydra", "checkpoints", "eval", "rounds", "student", "wandb"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, *folders])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["seed"] == 0
+    assert manifest["choices"]["logger"] == "wandb_offline"
+    assert manifest["command"][:2] == ["dagger-train", "debug=default"]
+    assert {"run_id", "commit", "versions", "created"} <= manifest.keys()
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert [row["round"] for row in json.loads((folder / "summary.json").read_text())["rounds"]] == [0, 1]
+
+
+def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str]) -> None:
+    folder, out, err = run
+    lines = out.splitlines()
+    assert lines[0].startswith("dagger-train: loading debug=default")
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert err == ""
+    for noise in ("wandb:", "GPU available", "Tip:", "Warning"):
+        assert noise not in out
+    assert "GPU available" in (folder / "train.log").read_text()
+    assert len([line for line in lines if line.split()[:1] in (["0"], ["1"])]) == 2
+    assert f"  dagger-evaluate env.num_bugs=1 student.init=outputs/runs/{folder.name}" in lines
+
+
+def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> None:
+    folder, _, _ = run
+    (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    command = [str(SCRIPTS / "wandb"), "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    axes = {r["metric"].get("glob_name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
+    assert {axes["round/*"], axes["rollout/*"], axes["eval/*"]} == {"round"}
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    rows = [item for item in history if "eval/success_rate" in item]
+    assert [row["round"] for row in rows] == [0, 1]
+    assert any("rollout/samples._type" in item for item in history)
+    (began,) = [record["run"] for record in records if record["type"] == "run"]
+    assert began["run_id"] == json.loads((folder / "manifest.json").read_text())["run_id"]
+    assert began["config"]["update"]["rounds"]["num_rounds"] == 2
+
+
+def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], call: Call, tmp_path: Path) -> None:
+    folder, _, _ = run
+    answer = call("evaluate", *QUICK, f"student.init={folder}", f"hydra.run.dir={tmp_path}/evaluation")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("dagger-evaluate: loading")
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert found["eval/num_tasks"] == 2
+    answer = call("collect", *QUICK, f"store={folder}", "rounds.num_rounds=1", f"hydra.run.dir={tmp_path}/more")
+    assert answer.code == 0, answer.err
+    assert json.loads((tmp_path / "more" / "manifest.json").read_text())["first_round"] == 2
+    assert sorted(path.name for path in (folder / "rounds").glob("0*")) == ["000", "001", "002"]
+
+
+def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) -> None:
+    without = ("labeler=none", "rounds.labels=null", "rounds.tasks=3", "rounds.num_rounds=1")
+    assert call("collect", "debug=default", *without, f"hydra.run.dir={tmp_path}/run").code == 0
+    manifest = json.loads((tmp_path / "run" / "rounds" / "000" / "manifest.json").read_text())
+    assert (manifest["num_episodes"], manifest["num_labels"]) == (3, 0)
+
+
+def test_each_job_of_a_sweep_has_its_folder_and_wandb_run_and_a_failed_one_stops_no_other(
+    call: Call, tmp_path: Path
+) -> None:
+    values = ("rounds.num_rounds=1", "schedule.floor=2,0,0.1", "logger=wandb_offline")
+    answer = call("train", "-m", *QUICK, *values, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert answer.code == 1
+    assert "error: schedule.floor is 2; a probability lies in [0, 1]." in answer.err
+    assert "Traceback" not in answer.err
+    jobs = [tmp_path / "sweep" / str(number) for number in range(3)]
+    states = [json.loads((job / "status.json").read_text())["state"] for job in jobs]
+    assert states == ["failed", "finished", "finished"]
+    ids = [json.loads((job / "manifest.json").read_text())["run_id"] for job in jobs[1:]]
+    logs = [next((job / "wandb").glob("offline-run-*/*.wandb")).stem for job in jobs[1:]]
+    assert logs == [f"run-{run_id}" for run_id in ids]
+    assert ids[0] != ids[1]

@@ -1,0 +1,150 @@
+"""A mistake of the user: one sentence on stderr, exit code 2, no traceback, and nothing half written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+QUICK = ("debug=default", "rounds.num_rounds=1", "rounds.labels=40", "rounds.steps=2", "evaluation.tasks=2")
+Call = Callable[..., Any]
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return every file below a folder."""
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--foo"], "unrecognized arguments: --foo; overrides are KEY=VALUE without dashes, see --help."),
+        (["--cfg"], "argument --cfg/-c: expected one argument; overrides are KEY=VALUE without dashes, see --help."),
+        (["rounds.num_round=3"], "rounds.num_round is unknown; did you mean rounds.num_rounds?"),
+        (["-m", "seed=0,1", "schedule=lnear"], "schedule=lnear does not exist; did you mean schedule=linear? "),
+        (["-m", "seed=0,a"], "seed is 'a'; it must be a whole number."),
+        (["--cfg", "job", "seed=a"], "seed is 'a'; it must be a whole number."),
+        (["resume=/nowhere"], "resume=/nowhere is not a run folder: it has no .hydra/config.yaml."),
+        (["resume=/nowhere", "seed=3"], "resume=FOLDER takes every choice from that run; remove the other arguments."),
+        (["schedule.start=2"], "schedule.start is 2; a probability lies in [0, 1]."),
+        (["filter.keep=x"], "filter.keep is 'x'; choose one of all, finished, solved, warmup_solved."),
+        (["method=dagger_switch", "mixing.t_max.start=-1"], "a ramp needs 0 <= start <= cap and step >= 0."),
+        (["student.init=/nowhere"], "student.init or student.path is /nowhere, which is not there; give a run or "),
+        (["student.hidden_size=0"], "from_scratch refuses its values: "),
+        (["trainer.devices=0", "logger=csv"], "Trainer refuses its values: "),
+        (["env.num_bugs=9"], "env.num_bugs and env.num_files: 1 <= num_bugs <= num_files, 2 <= num_files <= 8."),
+        (["paths.output_folder=file/below"], "file/below/runs/"),
+    ],
+)
+def test_a_mistake_leaves_no_run_folder(call: Call, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    answer = call("train", *arguments)
+    assert answer.code == 2
+    said = answer.err.strip().splitlines()
+    assert len(said) == 1, answer.err
+    assert said[0].startswith(f"error: {sentence}") or sentence in said[0]
+    assert files_in(tmp_path) == ["file"]
+
+
+def test_the_console_script_says_so_without_loading_torch(tmp_path: Path) -> None:
+    command = [str(SCRIPTS / "dagger-train"), "rounds.num_round=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "dagger-train: loading rounds.num_round=3\n"
+    assert done.stderr == "error: rounds.num_round is unknown; did you mean rounds.num_rounds?\n"
+    assert files_in(tmp_path) == []
+
+
+def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
+    blocked = (
+        "import importlib.metadata as m, sys\n"
+        "sys.modules['textworld'] = None\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'textworld': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from dagger_exp.cli.train import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", blocked, "env=textworld", "debug=default"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stderr == "error: TextWorld games need `pip install dagger-exp[textworld]`.\n"
+    assert done.returncode == 2
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["labeler=student", "schedule=constant", "schedule.start=1"], "hold no label that is trained on; choose ano"),
+        (["mixing=student", "schedule=none", "filter=solved"], "hold no label that is trained on; choose another lab"),
+    ],
+)
+def test_a_round_that_can_never_be_full_is_given_up(call: Call, arguments: list[str], sentence: str) -> None:
+    answer = call("train", *QUICK, "env.num_bugs=1", "env.max_turns=3", "rollout.concurrency=100", *arguments)
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_resume_takes_no_other_kind_of_run_and_no_damaged_one(call: Call, tmp_path: Path) -> None:
+    folder = f"hydra.run.dir={tmp_path}/collected"
+    assert call("collect", *QUICK, folder, "rounds.labels=5", "env.num_bugs=1").code == 0
+    other = call("train", f"resume={tmp_path}/collected")
+    assert other.err.startswith(f"error: resume={tmp_path}/collected is a run of dagger-collect; go on with: ")
+    assert "nothing to do" in call("collect", f"resume={tmp_path}/collected").out
+    (tmp_path / "collected" / ".hydra" / "config.yaml").write_text("rounds: {num_rounds: 0")
+    assert "cannot be read; restore it" in call("collect", f"resume={tmp_path}/collected").err
+
+
+def test_a_store_that_is_not_what_it_should_be_is_refused(call: Call, tmp_path: Path) -> None:
+    assert call("collect", "store=nowhere").err.startswith("error: store=nowhere holds no rounds/; give the folder of ")
+    store = tmp_path / "old" / "rounds" / "store.json"
+    store.parent.mkdir(parents=True)
+    store.write_text(json.dumps({"schema_version": 0, "run_id": "x"}))
+    answer = call("collect", "store=old")
+    assert answer.code == 2
+    assert "schema" in answer.err
+    store.write_text(json.dumps({"schema_version": 1, "run_id": "someone else"}))
+    answer = call("train", *QUICK, f"hydra.run.dir={tmp_path}/old")
+    assert "is the store of run someone else, not of " in answer.err
+    assert store.exists()
+
+
+def test_an_unexpected_exception_is_shown_whole_and_written_down(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("dagger_exp.build.build_run", broken)
+    answer = call("train", *QUICK, f"hydra.run.dir={tmp_path}/run")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+    assert "ZeroDivisionError: ours" in (tmp_path / "run" / "train.log").read_text()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+FULL = """
+import resource, sys
+from dagger_exp.cli.train import main
+import dagger_exp.build
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, *QUICK, f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "File too large" in line]) == 1, done.stderr

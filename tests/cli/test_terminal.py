@@ -1,0 +1,47 @@
+"""What a person sees fits 80 columns, and the next command is one that can be typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dagger_exp.cli.terminal import TABLES, Terminal, world_of
+from dagger_exp.config import compose_checked
+
+ROW = {
+    "round": 12,
+    "round/beta": 0.5,
+    "rollout/student_turn_rate": 1.0,
+    "rollout/num_labels": 123456,
+    "rollout/agreement_rate": 1.0,
+    "rollout/num_episodes": 123456,
+    "rollout/success_rate": 1.0,
+    "eval/malformed_rate": 1.0,
+    "eval/success_rate": 1.0,
+    "eval/success_low": 0.96,
+    "eval/success_high": 1.0,
+    "train/loss": 12.345,
+    "round/collect_s": 9999.9,
+}
+
+
+@pytest.mark.parametrize("command", ["train", "collect"])
+def test_a_line_of_a_round_fits_eighty_columns(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal(compose_checked("train", []), 1_000_000, tmp_path, command)
+    terminal.end_round(ROW)
+    heading, line = capsys.readouterr().out.splitlines()[-2:]
+    assert len(heading) == len(line) <= 79
+    assert heading.split() == " ".join(TABLES[command]).split()
+
+
+def test_the_next_command_is_in_the_same_world(tmp_path: Path) -> None:
+    manifest = {
+        "choices": {"env": "textworld"},
+        "command": ["dagger-train", "env=textworld", "env.num_rooms=8", "x=[1]"],
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert world_of(tmp_path) == ["env=textworld", "env.num_rooms=8"]
