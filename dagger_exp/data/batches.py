@@ -12,6 +12,9 @@ from torch import Tensor
 from dagger_exp.errors import DataError
 from dagger_exp.types import Example
 
+LIKE_LENGTH = 0.9
+"""A tree at least this long, relative to the longest of its micro-batch, is padded to it; a shorter one is not."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -95,7 +98,8 @@ def group_by_length(trees: Sequence[Example], max_tokens: int) -> list[list[Exam
     """Return groups of like length whose padded size is at most `max_tokens`."""
     groups: list[list[Example]] = []
     for tree in sorted(trees, key=len, reverse=True):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
+        fits = bool(groups) and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens
+        if fits and len(tree) >= LIKE_LENGTH * len(groups[-1][0]):
             groups[-1].append(tree)
         else:
             groups.append([tree])

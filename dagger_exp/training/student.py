@@ -131,6 +131,7 @@ def from_folder(*, path: str, max_context_tokens: int) -> Student:
         raise ConfigError(f"student.init or student.path is {path}, which is not there; give a run or a model folder.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many models have none
         if given.suffix == ".ckpt":
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
             model.load_state_dict(_weights(given))

@@ -151,9 +151,9 @@ def test_gradient_of_a_cut_tree_is_that_of_one_row_per_label(module: StudentModu
 
 
 def test_gradient_of_padded_micro_batches_is_that_of_one_row_per_label(module: StudentModule) -> None:
-    episodes = [make_episode(i, sometimes, num_turns=1 + i // 2, index=i) for i in range(1, 11)]
+    episodes = [make_episode(i, sometimes, num_turns=4 + i // 8, index=i) for i in range(1, 11)]
     trees = [tree for episode in episodes for tree in grow(rows_of(episode), WHOLE)]
-    batch = batch_of([trees], max_tokens=160)
+    batch = batch_of([trees], max_tokens=400)
     assert len(batch.micro_batches) > 1
     assert any(len(micro_batch.input_ids) > 2 for micro_batch in batch.micro_batches)
     assert any((micro_batch.input_ids == PAD).any() for micro_batch in batch.micro_batches)
