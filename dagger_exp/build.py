@@ -214,8 +214,6 @@ def num_steps(cfg: DictConfig) -> int:
     steps = per_round(cfg, "steps")
     if steps is not None:
         return sum(steps)
-    if cfg.rounds.tasks is None:
-        return 1  # a budget in labels and whole passes: the length is not known; only a constant rate makes sense
     episodes = cfg.rounds.tasks * cfg.rollout.episodes_per_task
     spans = {"union": cfg.rounds.num_rounds, "latest": 1, "window": cfg.window}
     per_pass = [

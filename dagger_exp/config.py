@@ -249,6 +249,10 @@ def _check_budget(cfg: DictConfig) -> None:
 def _check_training(cfg: DictConfig) -> None:
     if cfg.rounds.steps is not None and cfg.rounds.epochs_per_round != 1:
         raise ConfigError("rounds.steps and rounds.epochs_per_round are both set; add rounds.steps=null for epochs.")
+    if cfg.rounds.steps is None and cfg.rounds.labels is not None:
+        raise ConfigError(
+            "rounds.labels needs rounds.steps, or the learning rate knows no length; or set rounds.tasks."
+        )
     per_round(cfg, "steps")
 
 

@@ -1,8 +1,8 @@
 """How large is beta? Pure functions of the round; beta is the probability that the teacher acts at a turn.
 
-Every schedule has the same keys. It stays at `start` for `warmup_rounds` rounds, reaches `end` in round
-``num_rounds - 1``, stays there, and is never below `floor`. The shapes are those of Ross et al. 2011 (exponential),
-Bengio et al. 2015, "Scheduled Sampling" (linear, exponential, inverse sigmoid) and the usual cosine and step.
+Every schedule has the same keys. It is `start` in round 0 and for `warmup_rounds` rounds more, reaches `end` in
+round ``num_rounds - 1``, stays there, and is never below `floor`. The shapes are those of Ross et al. 2011
+(exponential), Bengio et al. 2015, "Scheduled Sampling" (linear, exponential, inverse sigmoid), and cosine and step.
 `paper`, max(0.6, 1 - 0.2 r), is `linear` with a floor.
 """
 

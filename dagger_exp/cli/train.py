@@ -51,7 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         path = folder / CHECKPOINT
         fit(trainer, module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
         if is_first:
-            rounds.finish(module)
+            rounds.finish(trainer, module)
             run.student.save(folder / "student")
             rounds.record.close(folder)
     if isinstance(progress, Terminal):

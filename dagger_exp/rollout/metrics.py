@@ -8,11 +8,11 @@ from dagger_exp.types import Actor, Episode, Turn
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the metrics of a round. A failure of infrastructure is in no rate; it is counted beside."""
-    turns = [turn for episode in episodes for turn in episode.turns]
+    """Return the metrics of a round. A failure of infrastructure is counted, and in none of the others."""
+    counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
+    turns = [turn for episode in counted for turn in episode.turns]
     students = [turn for turn in turns if turn.actor is Actor.STUDENT]
     compared = [turn for turn in students if turn.label_ids is not None]
-    counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
     return {
         "rollout/num_episodes": len(episodes),
         "rollout/num_turns": len(turns),
@@ -26,7 +26,7 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "rollout/agreement_rate": share(turn.label_text == turn.response_text for turn in compared),
         "rollout/malformed_rate": share(not turn.valid for turn in students),
         "rollout/success_rate": share(episode.solved for episode in counted),
-        "rollout/turns_per_episode": len(turns) / max(1, len(episodes)),
+        "rollout/turns_per_episode": len(turns) / max(1, len(counted)),
     }
 
 

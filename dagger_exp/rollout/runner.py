@@ -38,7 +38,6 @@ class Runner:
         labeler: decides which turns are labelled.
         chat: renders prompts in the student's format.
         max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode.
-        max_new_tokens: room for a response.
         episode_timeout_s: wall-clock limit of an attempt.
         max_attempts: how often an episode is tried that fails for reasons of infrastructure.
     """

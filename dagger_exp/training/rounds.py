@@ -184,8 +184,9 @@ class RoundCallback(lightning.Callback):
         self._warn(row)
         return row
 
-    def finish(self, module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Evaluate the last round that was trained, once the training is over."""
+        module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
         over = [r for r in range(self.num_rounds) if self.store.is_closed(r)]
         self.ensure_evaluated(module, over[-1])
 

@@ -133,10 +133,11 @@ def from_folder(*, path: str, max_context_tokens: int) -> Student:
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many models have none
         if given.suffix == ".ckpt":
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
             model.load_state_dict(_weights(given))
         else:
-            model = AutoModelForCausalLM.from_pretrained(source)
+            # fp32 whatever the folder holds: small updates vanish in bf16 weights; the trainer chooses the precision.
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         return Student(model, tokenizer, max_context_tokens)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no student could be loaded from {path}: {str(error).splitlines()[0]}") from error

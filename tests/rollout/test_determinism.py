@@ -163,7 +163,7 @@ def test_failures_of_infrastructure_are_told_apart_and_never_counted(tmp_path: P
     trained = {index for step in range(50) for index in datamodule.loader(0).episode_indices(step)}
     assert trained == {episode.episode_index for episode in counted if episode.num_labels}
 
-    rounds.finish(module)
+    rounds.finish(trainer, module)
     told = [
         (row["phase"], int(row["episode"]), row["stop_reason"], row["error"])
         for row in read_csv(tmp_path / "failures.csv")

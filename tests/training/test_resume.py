@@ -86,7 +86,7 @@ def play(folder: Path, *overrides: str, stop_at: int | None = None) -> Steps:
     path = folder / CHECKPOINT
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
-        rounds.finish(module)
+        rounds.finish(trainer, module)
     except Stop:
         assert stop_at is not None
     return steps
@@ -155,7 +155,7 @@ def events(folder: Path) -> int:
     cfg, progress = compose_checked("train", [*SMALL]), StopAt(None)
     trainer, module, datamodule, rounds = build_training(cfg, build_run(cfg, folder, "run"), "run", progress)
     trainer.fit(module, datamodule=datamodule)
-    rounds.finish(module)
+    rounds.finish(trainer, module)
     return progress.num_events
 
 
