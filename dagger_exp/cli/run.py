@@ -172,6 +172,12 @@ def log_to(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk is said once, not for every line
+    sys.unraisablehook = _log_unraisable  # as of an event loop that Ctrl-C met half made
+
+
+def _log_unraisable(ignored: sys.UnraisableHookArgs) -> None:
+    error = ignored.exc_value or ignored.exc_type()
+    logging.getLogger(__name__).warning("ignored in %r", ignored.object, exc_info=error)
 
 
 def _failed(folder: Path, state: str, error: str = "") -> None:
