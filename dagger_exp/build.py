@@ -188,7 +188,8 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
     if cfg.logger.get("_target_"):
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off")
+        mode = "offline" if cfg.logger.get("offline") else "online"
+        settings = wandb.Settings(silent=True, console="off", mode=mode)
         wandb.setup(settings)  # those of a run come too late for what is said before it begins
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         logger = make(

@@ -9,7 +9,6 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two torch threads beside a busy core are slower than one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "offline")
 
 IN_CI = os.environ.get("CI") == "true"
 
