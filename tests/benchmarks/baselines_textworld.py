@@ -89,7 +89,7 @@ def report(name: str, episodes: Sequence[tuple[bool, int, int]], wall_time_s: fl
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache-folder", default="/tmp/dagger_exp_textworld")
+    parser.add_argument("--cache-folder", default="outputs/cache/textworld")
     parser.add_argument("--mode", default="simple", choices=("simple", "random"), help="of coin collector")
     parser.add_argument("--num-rooms", type=int, default=12)
     parser.add_argument("--quest-length", type=int, default=6)
