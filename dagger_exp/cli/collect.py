@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dagger_exp.cli.run import open_manifest, run_command
+from dagger_exp.cli.manifest import open_manifest
+from dagger_exp.cli.run import run_command
 from dagger_exp.errors import ConfigError
 from dagger_exp.store.files import write_json
 from dagger_exp.store.store import Store
@@ -62,11 +63,11 @@ def place(cfg: DictConfig, folder: Path) -> tuple[Path, str, int]:
         StoreError: it is damaged, or of another schema version.
     """
     if cfg.store is None:
-        return folder / "rounds", str(open_manifest(folder)["run_id"]), 0
+        return folder / "rounds", str(open_manifest(folder, cfg)["run_id"]), 0
     rounds = Path(cfg.store) / "rounds"
     if not (rounds / "store.json").exists():
         raise ConfigError(f"store={cfg.store} holds no rounds/; give the folder of a run.")
-    store, manifest = Store.open(rounds), open_manifest(folder)
+    store, manifest = Store.open(rounds), open_manifest(folder, cfg)
     if "first_round" not in manifest:  # a resume goes on with the same rounds
         manifest["first_round"] = store.next_round()
         write_json(folder / "manifest.json", manifest)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dagger_exp.cli.run import open_manifest, run_command
+from dagger_exp.cli.manifest import open_manifest
+from dagger_exp.cli.run import run_command
 from dagger_exp.store.files import write_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
 
-    run = build_run(cfg, folder, str(open_manifest(folder)["run_id"]))
+    run = build_run(cfg, folder, str(open_manifest(folder, cfg)["run_id"]))
     with Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal:
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import re
-import secrets
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,12 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.arguments import announce, looked_at
+from dagger_exp.cli.manifest import began_as
 from dagger_exp.config import register_schema
-from dagger_exp.errors import DaggerError, StoreError, UserError
+from dagger_exp.errors import DaggerError, UserError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.store.files import write_json
 
-PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
 """What a run folder holds before anything has happened in it."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -94,7 +88,7 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
         _status(folder, "finished")
     except KeyboardInterrupt:
         _failed(folder, "interrupted")
-        command = f"dagger-{_config_name(folder)} resume={folder}"
+        command = f"{began_as(folder)} resume={folder}"
         print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  {command}", file=sys.stderr)
         sys.exit(130)
     except (DaggerError, OSError) as error:
@@ -139,32 +133,6 @@ def complain(error: Exception) -> int:
     return 2
 
 
-def open_manifest(folder: Path) -> dict[str, Any]:
-    """Return the run's manifest; written at its first start, read at a resume.
-
-    Raises:
-        StoreError: the manifest is damaged.
-    """
-    path = folder / "manifest.json"
-    if path.exists():
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged; restore it, or start a new run.") from error
-    cfg = HydraConfig.get()
-    manifest = {
-        "run_id": f"{re.sub(r'[^a-z0-9.-]+', '-', folder.name.lower())[:50]}-{secrets.token_hex(3)}",
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "seed": OmegaConf.select(OmegaConf.load(folder / ".hydra" / "config.yaml"), "seed"),
-        "choices": dict(cfg.runtime.choices),
-        "command": [f"dagger-{cfg.job.config_name}", *cfg.overrides.task],
-    }
-    write_json(path, manifest)
-    return manifest
-
-
 def log_to(path: Path) -> None:
     """Send all logging to a file; the terminal shows the progress only."""
     handler = logging.FileHandler(path)
@@ -194,26 +162,8 @@ def _status(folder: Path, state: str, error: str = "") -> None:
         write_json(folder / "status.json", {"state": state, "error": last_line, "time": time})
 
 
-def _config_name(folder: Path) -> str:
-    manifest = open_manifest(folder)
-    return str(manifest["command"][0]).removeprefix("dagger-")
-
-
 def _finish_wandb(exit_code: int) -> None:
     """End the W&B run of this job, so that the next job of a sweep begins its own."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         wandb.finish(exit_code=exit_code)
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
-    return found.stdout.strip()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

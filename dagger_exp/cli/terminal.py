@@ -50,7 +50,7 @@ COLLECTED: dict[str, tuple[int, Callable[[Row], str]]] = {
 SECONDS = {"s": (6, lambda row: f"{_seconds(row):.1f}")}
 TABLES: dict[str, dict[str, tuple[int, Callable[[Row], str]]]] = {
     "train": COLLECTED
-    | {"err": (5, _shown("eval/malformed_rate", ".2f")), "loss": (6, _shown("train/loss", ".3f"))}
+    | {"err": (5, _shown("eval/malformed_rate", ".2f")), "loss": (6, _shown("round/loss", ".3f"))}
     | {"success": (7, _shown("eval/success_rate", ".3f")), "95 %": (9, _interval)}
     | SECONDS,
     "collect": COLLECTED

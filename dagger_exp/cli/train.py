@@ -14,7 +14,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagger_exp.cli.run import open_manifest, run_command
+from dagger_exp.cli.manifest import open_manifest
+from dagger_exp.cli.run import run_command
 from dagger_exp.store.files import ASIDE_SUFFIX
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def main() -> None:
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train a student as configured, into its run folder."""
-    run_id = str(open_manifest(folder)["run_id"])
     from dagger_exp.config import check
 
     check(cfg)
+    run_id = str(open_manifest(folder, cfg)["run_id"])
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from dagger_exp.build import CHECKPOINT, build_run, build_training

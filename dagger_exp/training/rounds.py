@@ -240,9 +240,9 @@ class RoundCallback(lightning.Callback):
         if (beta := self._beta(round_index)) is not None:
             row["round/beta"] = beta
         row |= self.store.manifest(round_index)["counts"]
-        row |= {"round/train_s": self.seconds.get(round_index, 0.0), "train/num_steps": len(losses)}
-        row["train/num_tokens"] = self.num_tokens.get(round_index, 0)
-        row |= {"train/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
+        row |= {"round/train_s": self.seconds.get(round_index, 0.0), "round/num_steps": len(losses)}
+        row["round/num_tokens"] = self.num_tokens.get(round_index, 0)
+        row |= {"round/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
         return row | evaluation_metrics(episodes)
 
     def _beta(self, round_index: int) -> float | None:
@@ -253,9 +253,9 @@ class RoundCallback(lightning.Callback):
         return self.stop_at_success is not None and success >= self.stop_at_success
 
     def _warn(self, row: dict[str, float]) -> None:
-        if row["round"] == 0 and row.get("train/loss", 0.0) > POISONED_LOSS:
+        if row["round"] == 0 and row.get("round/loss", 0.0) > POISONED_LOSS:
             self.progress.warn(
-                f"round 0 ended with a loss of {row['train/loss']:.2f}, above {POISONED_LOSS:g}: its student acts"
+                f"round 0 ended with a loss of {row['round/loss']:.2f}, above {POISONED_LOSS:g}: its student acts"
                 " nearly at random and the next rounds' labels will be of little use; give round 0 more rounds.steps."
             )
         if "eval/success_rate" not in row:

@@ -76,9 +76,9 @@ def equal_token_steps(folder: Path) -> list[int]:
     num_rounds = len(sft[0])
     return [
         round(
-            sft[0][r]["train/num_steps"]
-            * fmean(rows[r]["train/num_tokens"] for rows in dagger)
-            / fmean(rows[r]["train/num_tokens"] for rows in sft)
+            sft[0][r]["round/num_steps"]
+            * fmean(rows[r]["round/num_tokens"] for rows in dagger)
+            / fmean(rows[r]["round/num_tokens"] for rows in sft)
         )
         for r in range(num_rounds)
     ]
@@ -98,7 +98,7 @@ def print_table(folder: Path, methods: Sequence[str]) -> None:
         success = [rows[-1]["eval/success_rate"] for rows in runs]
         half = float(t.ppf(0.975, len(runs) - 1) * sem(success)) if len(runs) > 1 else float("nan")
         labels = fmean(sum(row["rollout/num_labels"] for row in rows) for rows in runs)
-        tokens = fmean(sum(row["train/num_tokens"] for row in rows) for rows in runs)
+        tokens = fmean(sum(row["round/num_tokens"] for row in rows) for rows in runs)
         mean, each = fmean(success), " ".join(f"{value:.3f}" for value in success)
         interval = f"{max(0.0, mean - half):.3f} to {min(1.0, mean + half):.3f}"
         print(f"| {method} | {mean:.3f} | {interval} | {len(runs)} | {labels:.0f} | {tokens:.0f} | {each} |")

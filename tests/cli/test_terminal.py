@@ -22,7 +22,7 @@ ROW = {
     "eval/success_rate": 1.0,
     "eval/success_low": 0.96,
     "eval/success_high": 1.0,
-    "train/loss": 12.345,
+    "round/loss": 12.345,
     "round/collect_s": 9999.9,
 }
 
