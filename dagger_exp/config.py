@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,35 @@ def load_checked(folder: Path) -> DictConfig:
     return cfg
 
 
+AS_IN_RUN = ("env", "rollout", "evaluation", "student.max_context_tokens")
+"""What an evaluation takes from the run that made the student."""
+
+
+def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """Return a config with the env, lengths and tasks of a run, but for what was typed.
+
+    Args:
+        cfg: of the evaluation.
+        folder: of the run.
+        overrides: as they were typed; a choice of `env` leaves nothing of the run's.
+
+    Raises:
+        ConfigError: the run's config cannot be read.
+    """
+    theirs = load_checked(folder)
+    typed = {override.partition("=")[0].lstrip("+") for override in overrides}
+    merged = OmegaConf.create(OmegaConf.to_container(cfg))  # free of the schema, which takes no whole nodes
+    for key in AS_IN_RUN:
+        if key not in typed:
+            node = OmegaConf.select(theirs, key)
+            OmegaConf.update(merged, key, node, merge=False)
+    for name in typed - set(AS_IN_RUN):
+        if name.startswith(tuple(f"{key}." for key in AS_IN_RUN)):
+            OmegaConf.update(merged, name, OmegaConf.select(cfg, name))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def check(cfg: DictConfig, command: str = "train") -> None:
     """Refuse values and choices that make no sense for a command, then bind every component to its constructor.
 
@@ -234,6 +263,28 @@ def _check_mixing(cfg: DictConfig) -> None:
         raise ConfigError(f"mixing={choice} has no beta, but a schedule is set; add schedule=none or keep mixing=turn.")
     if mixing == "TeacherOnly" and cfg.labeler.get("turns") == "student":
         raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
+    _check_ramps(cfg)
+    if cfg.labeler.get("turns") == "student" and _teacher_acts_alone_first(cfg):
+        raise ConfigError(
+            "labeler=student finds no turn of the student in round 0; lower schedule.start or raise mixing.t_max.start."
+        )
+
+
+def _check_ramps(cfg: DictConfig) -> None:
+    if cfg.mixing.get("teacher_first") and (OmegaConf.select(cfg, "mixing.t_max.step") or 0) > 0:
+        raise ConfigError(
+            "mixing.teacher_first with a growing mixing.t_max leaves ever more to the teacher; "
+            "choose mixing=switch_teacher_first."
+        )
+    if OmegaConf.select(cfg, "mixing.max_student_turns.start") == 0:
+        raise ConfigError("mixing.max_student_turns.start is 0, which leaves round 0 without a turn; use at least 1.")
+
+
+def _teacher_acts_alone_first(cfg: DictConfig) -> bool:
+    """Whether the mixing leaves no turn of round 0 to the student."""
+    if "t_max" in cfg.mixing:
+        return not cfg.mixing.get("teacher_first") and OmegaConf.select(cfg, "mixing.t_max.start") == 0
+    return max(cfg.schedule.get("start") or 0, cfg.schedule.get("floor") or 0) >= 1.0
 
 
 def _check_budget(cfg: DictConfig) -> None:

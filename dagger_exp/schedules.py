@@ -49,7 +49,12 @@ class Shape:
 
 
 class Constant(Shape):
-    """beta = `start` in every round."""
+    """beta = `start` in every round; `end` is the same."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end != self.start:
+            raise ConfigError("schedule=constant has one beta: set schedule.start alone, or choose schedule=linear.")
 
     def fraction(self, progress: float) -> float:
         return 0.0
@@ -97,16 +102,16 @@ class Step(Shape):
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """A length in turns that grows with the round: min(start + step * round_index, cap)."""
+    """A length in turns that grows or shrinks with the round: start + step * round_index, within 0 and cap."""
 
     start: int
     step: int
     cap: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.cap or self.step < 0:
-            raise ConfigError("a ramp needs 0 <= start <= cap and step >= 0.")
+        if not 0 <= self.start <= self.cap:
+            raise ConfigError("a ramp needs 0 <= start <= cap.")
 
     def __call__(self, round_index: int) -> int:
         """Return the length of a round, in turns."""
-        return min(self.start + self.step * round_index, self.cap)
+        return min(max(self.start + self.step * round_index, 0), self.cap)

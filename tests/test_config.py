@@ -21,6 +21,8 @@ NEEDS = {
     "mixing=teacher": ["schedule=none"],
     "mixing=student": ["schedule=none"],
     "mixing=switch": ["schedule=none"],
+    "mixing=switch_teacher_first": ["schedule=none"],
+    "labeler=student": ["schedule.start=0.5"],
     "labeler=none": ["rounds.labels=null", "rounds.tasks=3"],
 }
 """What an option cannot be without."""
@@ -97,6 +99,10 @@ BAD = [
     ("evaluation.tasks=-1", "evaluation.tasks is -1; it must be at least 1."),
     ("evaluation.stop_at_success=2", "evaluation.stop_at_success is 2.0; it must be between 0 and 1."),
     ("callbacks.checkpoint_steps=0", "callbacks.checkpoint_steps is 0; it must be at least 1."),
+    ("labeler=student", "labeler=student finds no turn of the student in round 0; lower schedule.start or raise "),
+    ("method=dagger_switch mixing.teacher_first=true", "mixing.teacher_first with a growing mixing.t_max leaves "),
+    ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar is given by the run itself; remove it."),
+    ("filter=solved filter.warmup_rounds=2", "filter.warmup_rounds is unknown"),
     ("aggregation=all", "aggregation is all; it must be one of union, latest, window."),
     ("loss.normalize=x", "loss.normalize is x; it must be one of token, turn, episode."),
 ]

@@ -77,7 +77,7 @@ def test_a_floor_is_a_lower_bound_and_nothing_else(schedule: Shape, round_index:
         (Step(**WHOLE), [1, 1, 0, 0, 0]),
         (Step(**{**WHOLE, "num_rounds": 4}), [1, 1, 0, 0, 0]),
         (Exponential(start=0.8, end=0.2, num_rounds=3), [0.8, 0.4, 0.2, 0.2, 0.2]),
-        (Constant(start=0.3, end=0.9, num_rounds=2), [0.3] * 5),
+        (Constant(start=0.3, end=0.3, num_rounds=2), [0.3] * 5),
         (Constant(start=0.3, end=0.3, num_rounds=2, floor=0.4), [0.4] * 5),
         (Linear(**{**WHOLE, "num_rounds": 1}), [1, 0, 0, 0, 0]),
         (Linear(**WHOLE, warmup_rounds=4), [1, 1, 1, 1, 1]),
@@ -129,7 +129,16 @@ def test_a_ramp_grows_up_to_its_cap() -> None:
     assert [Ramp(start=4, step=0, cap=4)(round_index) for round_index in range(2)] == [4, 4]
 
 
-@pytest.mark.parametrize(("key", "value"), [("start", -1), ("start", 11), ("step", -1), ("cap", -1)])
+def test_a_ramp_may_shrink_to_nothing() -> None:
+    assert [Ramp(start=24, step=-10, cap=24)(round_index) for round_index in range(4)] == [24, 14, 4, 0]
+
+
+def test_constant_has_no_other_end() -> None:
+    with pytest.raises(ConfigError, match=r"set schedule\.start alone"):
+        Constant(start=0.5, end=0.4, num_rounds=3)
+
+
+@pytest.mark.parametrize(("key", "value"), [("start", -1), ("start", 11), ("cap", -1)])
 def test_a_ramp_refuses_bad_numbers(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=key):
         Ramp(**{"start": 0, "step": 2, "cap": 10, key: value})

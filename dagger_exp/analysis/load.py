@@ -55,6 +55,8 @@ def load_run(folder: Path) -> Run:
             f"{folder} is of schema version {version} and this code reads {SCHEMA_VERSION}: "
             "use the version of dagger_exp that wrote it, or leave this run out."
         )
+    if not isinstance(manifest.get("config"), dict):
+        raise StoreError(f"{folder} has a manifest.json without a config: leave this run out.")
     status = _optional(folder / "status.json")
     return Run(
         name=folder.name,

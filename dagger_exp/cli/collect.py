@@ -33,14 +33,17 @@ def collect(cfg: DictConfig, folder: Path) -> None:
     rounds, run_id, first = place(cfg, folder)
     from dagger_exp.build import build_run
     from dagger_exp.cli.terminal import Terminal
+    from dagger_exp.training.record import RunRecord
 
     run = build_run(cfg, folder, run_id, store_folder=rounds)
+    run.engine.load_weights(first, run.student.model)  # the version of a student that was trained on the rounds before
+    record = RunRecord(folder=folder, loggers=[])
     budgets = per_round(cfg, "labels") or [None] * cfg.rounds.num_rounds
     num_episodes = None if cfg.rounds.tasks is None else cfg.rounds.tasks * cfg.rollout.episodes_per_task
     with Terminal(cfg, run.student.num_parameters, rounds.parent, "collect") as terminal:
         for index, budget in enumerate(budgets, start=first):
             terminal.begin("collect", index, budget or num_episodes or 0, beta=run.mixing.beta(index))
-            run.collector.collect(
+            episodes = run.collector.collect(
                 index,
                 num_labels=budget,
                 num_episodes=num_episodes,
@@ -48,6 +51,7 @@ def collect(cfg: DictConfig, folder: Path) -> None:
                     1 if num_episodes is not None else episode.num_labels, episode=episode
                 ),
             )
+            record.failures("collect", index, [e for e in episodes if e.stop_reason.is_infrastructure])
             beta = run.mixing.beta(index)
             row = {"round": index, **run.collector.store.manifest(index)["counts"]}
             terminal.end_round(row if beta is None else {**row, "round/beta": beta})

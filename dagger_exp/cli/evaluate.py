@@ -1,6 +1,6 @@
 """dagger-evaluate: a student alone on held-out tasks.
 
-dagger-evaluate student.init=outputs/runs/FOLDER                 the student of a run
+dagger-evaluate student.init=outputs/runs/FOLDER                 the student of a run, as the run evaluates it
 dagger-evaluate student.init=FOLDER/checkpoints/last.ckpt        a checkpoint of it
 dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Face folder, any env
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
 
 from dagger_exp.cli.manifest import open_manifest
 from dagger_exp.cli.run import run_command
@@ -25,24 +27,37 @@ def main() -> None:
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
     """Play the held-out tasks once; write the episodes and `evaluation.json`, and print the rates."""
-    from dagger_exp.config import check
+    from dagger_exp.config import as_in_run, check
 
+    if (trained := run_of(cfg.student)) is not None:
+        cfg = as_in_run(cfg, trained, list(HydraConfig.get().overrides.task))
     check(cfg, "evaluate")
     from dagger_exp.build import build_run
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
+    from dagger_exp.training.record import RunRecord
 
     run = build_run(cfg, folder, str(open_manifest(folder, cfg)["run_id"]))
     with Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal:
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
+    failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
+    RunRecord(folder=folder, loggers=[]).failures("evaluate", 0, failed)
     metrics, reasons = evaluation_metrics(episodes), dict(stop_reasons(episodes))
     write_json(folder / "evaluation.json", {**metrics, "stop_reasons": reasons})
     for name, value in metrics.items():
         print(f"  {name:24} {value:.4g}")
     print(f"  {'stop reasons':24} {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
     lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
-    terminal.finish(lies=lies, also={"dagger-evaluate evaluation.seed=1 ...": "the same tasks, other coins"})
+    terminal.finish(lies=lies, also={"dagger-evaluate evaluation.temperature=1.0 ...": "the same tasks, sampled"})
+
+
+def run_of(student: DictConfig) -> Path | None:
+    """Return the run folder that a student comes from, None where it is a plain model."""
+    given = student.get("init") or student.get("path")
+    folder = Path(given or "").expanduser()
+    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+    return folder if given and (folder / ".hydra" / "config.yaml").is_file() else None
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ class Terminal:
         if self.name != "sft":
             other = ("sft", "as many labels, the teacher acting alone")
         train = ["dagger-train", *_chosen(self.folder, but="method"), f"method={other[0]}"]
-        evaluate = ["dagger-evaluate", *world_of(self.folder), shlex.quote(f"student.init={_short(self.folder)}")]
+        evaluate = ["dagger-evaluate", shlex.quote(f"student.init={_short(self.folder)}")]
         return {" ".join(train): other[1], " ".join(evaluate): "the student again"}
 
     def _say(self, text: str) -> None:
@@ -213,11 +213,3 @@ def _chosen(folder: Path, but: str = "") -> list[str]:
     """Return what was typed to start the run, but for one key."""
     typed = list(_manifest(folder).get("command", []))[1:]
     return [shlex.quote(override) for override in typed if not override.startswith(f"{but}=")]
-
-
-def world_of(folder: Path) -> list[str]:
-    """Return the overrides that choose the world of a run again."""
-    choices = _manifest(folder).get("choices", {})
-    env = choices.get("env", "repo_repair") if isinstance(choices, dict) else "repo_repair"
-    typed = [argument for argument in _chosen(folder) if argument.startswith("env.")]
-    return ([] if env == "repo_repair" else [f"env={env}"]) + typed

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import lightning
     from omegaconf import DictConfig
 
+    from dagger_exp.build import Run
+    from dagger_exp.training.rounds import Progress
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -48,6 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         trainer, module, datamodule, rounds = build_training(cfg, run, run_id, progress)
         if is_first:
             run.student.save_format(folder / "student")
+            warn_of_few(cfg, run, progress)
         prepare_processes(cfg, folder)
         path = folder / CHECKPOINT
         fit(trainer, module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
@@ -57,6 +61,15 @@ def train(cfg: DictConfig, folder: Path) -> None:
             rounds.record.close(folder)
     if isinstance(progress, Terminal):
         progress.finish()
+
+
+def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:
+    """Say that the env has fewer held-out tasks than were asked for."""
+    if len(run.evaluator.tasks) < cfg.evaluation.tasks:
+        found = len(run.evaluator.tasks)
+        progress.warn(
+            f"evaluation.tasks is {cfg.evaluation.tasks}, but the env has {found} held-out tasks: all of them."
+        )
 
 
 def sweep(folder: Path) -> None:

@@ -177,11 +177,12 @@ def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> Tensor:
 
 @contextmanager
 def _generating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; the mode before is restored."""
-    was_training = model.training
+    """Evaluation and inference mode; the mode before is restored, of each part its own."""
+    were_training = [part for part in model.modules() if part.training]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training)
+        for part in were_training:
+            part.training = True

@@ -105,7 +105,7 @@ class Collector:
         Exactly one of `num_labels` (a budget) and `num_episodes` is given. The round's metrics are in its manifest.
 
         Raises:
-            DataError: the split is empty, nearly every episode fails, or no episode yields a label.
+            DataError: the split is empty, most episodes fail, or no episode yields a label.
         """
         if self.store.is_closed(round_index):
             reader = self.store.read(round_index)
@@ -116,14 +116,22 @@ class Collector:
         def labels(summary: EpisodeSummary) -> int:
             return summary.num_labels if self.keeps(round_index, summary.stop_reason) else 0
 
+        self._discard_failures(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
         full = asyncio.run(play(round_index, goal, on_episode))
         paths = self.store.committed_paths(round_index)
         episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
+        _check_failures(round_index, episodes)
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
         self.store.close_round(round_index, full, counts)
         return episodes
+
+    def _discard_failures(self, round_index: int) -> None:
+        """Let a run that goes on after an outage play again what the outage ended."""
+        for index, summary in self.store.committed(round_index).items():
+            if summary.stop_reason.is_infrastructure:
+                self.store.discard(round_index, index)
 
     def task(self, round_index: int, episode_index: int) -> Task:
         """Return the task of an episode: the split in an order of its own for each round, again when it is used up."""
@@ -171,6 +179,16 @@ class Collector:
         on_episode(episode)
         if len(done) >= PATIENCE:
             _give_up_without_hope(done, goal, episode)
+
+
+def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:
+    """Refuse a round that is mostly failures, before it is closed."""
+    errors = [episode.error for episode in episodes if episode.stop_reason.is_infrastructure]
+    if len(errors) > MAX_FAILURE_RATE * len(episodes):
+        raise DataError(
+            f"{len(errors)} of {len(episodes)} episodes of round {round_index} failed, the last with {errors[-1]}: "
+            "mend that and resume the run; they are played again."
+        )
 
 
 def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:

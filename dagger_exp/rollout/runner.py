@@ -71,7 +71,8 @@ class Runner:
             async with asyncio.timeout(self.episode_timeout_s):
                 stop_reason = await self._play(env, key, turns)
         except (TimeoutError, EnvError, LabelError, PolicyError) as failure:
-            stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
+            said = str(failure) or f"the episode took more than {self.episode_timeout_s:g} s"
+            stop_reason, error = _reason(failure), f"{type(failure).__name__}: {said}"
         finally:
             await _close(env)
         return Episode(

@@ -78,6 +78,11 @@ class Store(StoreView):
             )
         return summarize(rows)
 
+    def discard(self, round_index: int, episode_index: int) -> None:
+        """Take an episode out of an open round, for it to be played again."""
+        if not self.is_closed(round_index):
+            self.committed_paths(round_index)[episode_index].unlink()
+
     def close_round(self, round_index: int, num_episodes: int, counts: Mapping[str, Any]) -> dict[str, Any]:
         """Compact episodes 0 to num_episodes - 1 into one Parquet file; return the manifest that closes it.
 

@@ -111,6 +111,7 @@ class RoundCallback(lightning.Callback):
         self.seconds: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
         self._mark: float | None = None
+        self._learning_rate = 0.0
 
     def ensure_round(self, trainer: lightning.Trainer, module: lightning.LightningModule, round_index: int) -> bool:
         """Make sure that a round is collected and closed, and that the one before is evaluated.
@@ -201,6 +202,7 @@ class RoundCallback(lightning.Callback):
             self.progress.begin(
                 "train", round_index, int(trainer.num_training_batches), done=batch_idx, beta=self._beta(round_index)
             )
+        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # of this step, not of the next
         # Dropout too is a pure function of its place, so that a resumed run is the same run.
         place = Key(self.collector.seed, round_index, f"process {trainer.global_rank}", trainer.global_step)
         torch.manual_seed(draw(place, "dropout"))
@@ -214,7 +216,7 @@ class RoundCallback(lightning.Callback):
         before, self._mark = self._mark or time.monotonic(), time.monotonic()
         self.seconds[round_index] = self.seconds.get(round_index, 0.0) + self._mark - before
         self.progress.advance(1, loss=loss)
-        self.record.log_step(trainer.global_step, {"train/loss": loss, "train/lr": _learning_rate(trainer)})
+        self.record.log_step(trainer.global_step, {"train/loss": loss, "train/lr": self._learning_rate})
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._mark = None
@@ -269,7 +271,3 @@ class RoundCallback(lightning.Callback):
 
     def _watch_evaluating(self, episode: Episode) -> None:
         self.progress.advance(1, episode=episode)
-
-
-def _learning_rate(trainer: lightning.Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["lr"])

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from dagger_exp.store.store import Store
+from dagger_exp.types import Actor
+
 SCRIPTS = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")
 Call = Callable[..., Any]
@@ -37,7 +40,7 @@ def test_help_is_light_and_shows_choices_and_examples(command: str, tmp_path: Pa
     assert "hydra" in imported
     assert done.stdout.startswith(f"dagger-{command}: ")
     assert "student.init=outputs/runs/FOLDER" in done.stdout or "resume=outputs/runs/FOLDER" in done.stdout
-    assert "\nmixing: student, switch, teacher, turn\n" in done.stdout
+    assert "\nmixing: student, switch, switch_teacher_first, teacher, turn\n" in done.stdout
     assert f'eval "$(dagger-{command} -sc install=bash)"' in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +85,7 @@ def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str
         assert noise not in out
     assert "GPU available" in (folder / "train.log").read_text()
     assert len([line for line in lines if line.split()[:1] in (["0"], ["1"])]) == 2
-    assert f"  dagger-evaluate env.num_bugs=1 student.init=outputs/runs/{folder.name}" in lines
+    assert f"  dagger-evaluate student.init=outputs/runs/{folder.name}" in lines
 
 
 def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> None:
@@ -104,15 +107,22 @@ def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> 
 
 def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], call: Call, tmp_path: Path) -> None:
     folder, _, _ = run
-    answer = call("evaluate", *QUICK, f"student.init={folder}", f"hydra.run.dir={tmp_path}/evaluation")
+    typed = (f"student.init={folder}", "evaluation.tasks=3", f"hydra.run.dir={tmp_path}/evaluation")
+    answer = call("evaluate", *typed)
     assert answer.code == 0, answer.err
     assert answer.out.startswith("dagger-evaluate: loading")
+    assert (tmp_path / "evaluation" / "failures.csv").exists()
     found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert found["eval/num_tasks"] == 2
+    assert found["eval/num_tasks"] == 3, "what is typed wins"
+    config = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())["config"]
+    assert (config["env"]["num_bugs"], config["rollout"]["max_new_tokens"]) == (1, 8), "the rest is the run's"
     answer = call("collect", *QUICK, f"store={folder}", "rounds.num_rounds=1", f"hydra.run.dir={tmp_path}/more")
     assert answer.code == 0, answer.err
     assert json.loads((tmp_path / "more" / "manifest.json").read_text())["first_round"] == 2
     assert sorted(path.name for path in (folder / "rounds").glob("0*")) == ["000", "001", "002"]
+    (episode,) = Store.open(folder / "rounds").read(2).episodes([0])
+    versions = {turn.policy_version for turn in episode.turns if turn.actor is Actor.STUDENT}
+    assert versions == {2}
 
 
 def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) -> None:

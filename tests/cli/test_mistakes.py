@@ -33,8 +33,12 @@ def files_in(folder: Path) -> list[str]:
         (["resume=/nowhere"], "resume=/nowhere is not a run folder: it has no .hydra/config.yaml."),
         (["resume=/nowhere", "seed=3"], "resume=FOLDER takes every choice from that run; remove the other arguments."),
         (["schedule.start=2"], "schedule.start is 2; a probability lies in [0, 1]."),
+        (
+            ["schedule=constant", "schedule.end=0"],
+            "schedule=constant has one beta: set schedule.start alone, or choose ",
+        ),
         (["filter.keep=x"], "filter.keep is 'x'; choose one of all, finished, solved, warmup_solved."),
-        (["method=dagger_switch", "mixing.t_max.start=-1"], "a ramp needs 0 <= start <= cap and step >= 0."),
+        (["method=dagger_switch", "mixing.t_max.start=-1"], "a ramp needs 0 <= start <= cap."),
         (["student.init=/nowhere"], "student.init or student.path is /nowhere, which is not there; give a run or "),
         (["student.hidden_size=0"], "from_scratch refuses its values: "),
         (["trainer.devices=0", "logger=csv"], "Trainer refuses its values: "),
@@ -83,7 +87,7 @@ def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["labeler=student", "schedule=constant", "schedule.start=1"], "hold no label that is trained on; choose ano"),
+        (["labeler=teacher", "schedule=constant", "schedule.start=0"], "hold no label that is trained on; choose ano"),
         (["mixing=student", "schedule=none", "filter=solved"], "hold no label that is trained on; choose another lab"),
     ],
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from dagger_exp.cli.terminal import TABLES, Terminal, world_of
+from dagger_exp.cli.terminal import TABLES, Terminal
 from dagger_exp.config import compose_checked
 
 ROW = {
@@ -36,12 +35,3 @@ def test_a_line_of_a_round_fits_eighty_columns(
     heading, line = capsys.readouterr().out.splitlines()[-2:]
     assert len(heading) == len(line) <= 79
     assert heading.split() == " ".join(TABLES[command]).split()
-
-
-def test_the_next_command_is_in_the_same_world(tmp_path: Path) -> None:
-    manifest = {
-        "choices": {"env": "textworld"},
-        "command": ["dagger-train", "env=textworld", "env.num_rooms=8", "x=[1]"],
-    }
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert world_of(tmp_path) == ["env=textworld", "env.num_rooms=8"]
