@@ -134,7 +134,7 @@ class BrokenTeacher(ScriptedPolicy):
 def failing(tmp_path: Path) -> tuple[Any, Any]:
     """Return the config and the parts of a run in whose world much fails."""
     cfg = compose_checked(
-        "train", [*SMALL, *HALF, "rollout.episode_timeout_s=0.2", "rounds.num_rounds=1", "rounds.labels=150"]
+        "train", [*SMALL, *HALF, "rollout.episode_timeout_s=0.2", "rounds.num_rounds=1", "rounds.labels=300"]
     )
     run = build_run(cfg, tmp_path, "run")
     world = FailingWorld()
