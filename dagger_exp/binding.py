@@ -21,7 +21,7 @@ PASSED_BY_BUILD: dict[str, set[str]] = {
     "student": {"vocabulary", "seed"},
     "engine": {"end_id", "pad_id"},
     "mixing": {"schedule"},
-    "logger": {"id", "name", "save_dir", "resume", "config", "settings", "log_model"},
+    "logger": {"id", "name", "job_type", "save_dir", "resume", "config", "settings", "log_model"},
     "trainer": {
         *("max_epochs", "callbacks", "logger", "plugins", "default_root_dir", "reload_dataloaders_every_n_epochs"),
         *("enable_progress_bar", "enable_model_summary", "use_distributed_sampler", "num_sanity_val_steps"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.config import per_round
@@ -119,9 +120,18 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
 
 
 def build_training(
-    cfg: DictConfig, run: Run, run_id: str, progress: Progress
+    cfg: DictConfig, run: Run, run_id: str, progress: Progress, sweep: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[lightning.Trainer, StudentModule, RoundDataModule, RoundCallback]:
-    """Build what trains: trainer, module, data and the callback that makes sure of the rounds."""
+    """Build what trains: trainer, module, data and the callback that makes sure of the rounds.
+
+    Args:
+        cfg: of the run.
+        run: what plays episodes.
+        run_id: of the run, in W&B too.
+        progress: who watches.
+        sweep: the W&B group, where the config names none.
+        overrides: what was typed, for W&B to show beside the config.
+    """
     datamodule = RoundDataModule(
         store=run.collector.store,
         seed=cfg.seed,
@@ -142,7 +152,7 @@ def build_training(
         lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg)),
         max_grad_norm=cfg.max_grad_norm,
     )
-    loggers = build_loggers(cfg, run.folder, run_id)
+    loggers = build_loggers(cfg, run.folder, run_id, sweep, overrides)
     checkpoint = LastCheckpoint(run.folder / CHECKPOINT, every_n_steps=cfg.callbacks.checkpoint_steps)
     tasks = cfg.rounds.tasks
     rounds = RoundCallback(
@@ -163,7 +173,7 @@ def build_training(
         max_epochs=cfg.rounds.num_rounds * cfg.rounds.epochs_per_round,
         reload_dataloaders_every_n_epochs=1,
         callbacks=[rounds, checkpoint],
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         logger=loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -182,7 +192,9 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
+def build_loggers(
+    cfg: DictConfig, folder: Path, run_id: str, sweep: str | None, overrides: Sequence[str]
+) -> list[Logger]:
     """Return `metrics.csv`, and W&B where it is chosen."""
     loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
     if cfg.logger.get("_target_"):
@@ -192,13 +204,16 @@ def build_loggers(cfg: DictConfig, folder: Path, run_id: str) -> list[Logger]:
         settings = wandb.Settings(silent=True, console="off", mode=mode)
         wandb.setup(settings)  # those of a run come too late for what is said before it begins
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+        typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
         logger = make(
             cfg.logger,
             id=run_id,
             name=folder.name,
+            group=cfg.logger.group or sweep,
+            job_type="train",
             save_dir=str(folder),
-            resume="allow",
-            config=config,
+            resume="allow",  # all of these again after a restart: an offline run knows nothing of the one before
+            config={**config, "overrides": typed},
             settings=settings,
         )
         if isinstance(logger, WandbLogger):

@@ -107,6 +107,7 @@ class RunConfig:
     """A run: plain values are typed here, components are nodes with a `_target_`."""
 
     name: str = MISSING
+    sweep_name: str | None = MISSING
     seed: int = MISSING
     num_threads: int = _at_least(1)
     aggregation: str = _one_of("union", "latest", "window")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dagger_exp.config import check, compose_checked, load_checked
 from dagger_exp.errors import ConfigError
-from dagger_exp.mistakes import said_in_one_sentence
 
 
 def looked_at(arguments: list[str], command: str) -> list[str]:
@@ -33,10 +31,19 @@ def looked_at(arguments: list[str], command: str) -> list[str]:
             raise ConfigError("resume=FOLDER takes every choice from that run; remove the other arguments.")
         return resumed(resume[0].partition("=")[2], command)
     options = parsed(arguments)
+    if is_sweep(options):
+        return arguments  # its jobs are looked at one by one when it is expanded
+    if any(override.startswith("dry_run=") for override in options.overrides):
+        raise ConfigError("dry_run=true shows the jobs of a sweep; add -m or sweep=NAME, or use --cfg job for a run.")
     if runs(options) and not (options.config_name or options.config_dir or options.config_path):
-        for overrides in jobs(options.overrides, command) if options.multirun else [options.overrides]:
-            check(compose_checked(command, overrides), command)
+        check(compose_checked(command, options.overrides), command)
     return arguments
+
+
+def is_sweep(options: argparse.Namespace) -> bool:
+    """Whether several runs are asked for."""
+    named = any(re.fullmatch(r"\+?sweep=(?!null$).*", override) for override in options.overrides)
+    return runs(options) and (options.multirun or named)
 
 
 def runs(options: argparse.Namespace) -> bool:
@@ -58,21 +65,6 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{said}; overrides are KEY=VALUE without dashes, see --help.") from end
 
 
-def jobs(overrides: Sequence[str], command: str) -> Iterator[list[str]]:
-    """Yield the overrides of every job of a sweep; none where only the sweeper itself knows them."""
-    with said_in_one_sentence(command, overrides):
-        read = OverridesParser.create().parse_overrides(list(overrides))
-    if any(override.is_interval_sweep() or "glob(" in str(override.input_line) for override in read):
-        return
-    sweeps = [
-        [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in read
-    ]
-    yield from (list(choice) for choice in itertools.product(*sweeps))
-
-
 def resumed(typed: str, command: str) -> list[str]:
     """Return the arguments that start the run of a folder again; every choice is the run's.
 
@@ -88,10 +80,15 @@ def resumed(typed: str, command: str) -> list[str]:
         print(f"{typed} is finished; there is nothing to do.")
         sys.exit(0)
     check(cfg, command)
-    place = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    place = quoted(folder)
     # `.hydra/` is not written again: a kill in that moment would leave a run that cannot be resumed.
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false", "hydra.output_subdir=null"]
     return ["--config-dir", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={place}", *quiet]
+
+
+def quoted(folder: Path) -> str:
+    """Return a path as the value of an override."""
+    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _field(path: Path, name: str) -> Any:

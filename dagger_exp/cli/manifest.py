@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import write_json
 from dagger_exp.types import SCHEMA_VERSION
 
+NOT_THE_RUN = ("paths", "logger", "sweep_name")
+"""Groups and keys that change nothing that comes out."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 
@@ -31,9 +35,11 @@ def open_manifest(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     if path.exists():
         return read_manifest(folder)
     hydra = HydraConfig.get()
+    sweep = cfg.sweep_name if hydra.mode is RunMode.MULTIRUN else None
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "run_id": f"{slug(folder.name)[:50]}-{secrets.token_hex(3)}",
+        "run_id": run_id(folder, sweep),
+        "sweep": sweep,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -44,6 +50,24 @@ def open_manifest(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     }
     write_json(path, manifest)
     return manifest
+
+
+def run_id(folder: Path, sweep: str | None) -> str:
+    """Return the name of a run in its store and in W&B: of a job, by its config; else by its folder, never twice."""
+    if sweep is not None:
+        return f"{slug(sweep)[:50]}-{folder.name.rpartition('_')[2]}"
+    return f"{slug(folder.name)[:50]}-{secrets.token_hex(3)}"
+
+
+def config_hash(cfg: DictConfig, command: str) -> str:
+    """Return 8 hex digits that two jobs share if they are the same run: of all that can change what comes out."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # a copy
+    for name in NOT_THE_RUN:
+        cfg.pop(name)
+    # Folders stand in other nodes by interpolation, as in env.cache_folder.
+    cfg.paths = {"output_folder": "", "cache_folder": ""}
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return hashlib.blake2b(json.dumps([command, plain], sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,12 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.cli.arguments import announce, looked_at
+from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
+from dagger_exp.cli.jobs import CANCELLED, set_state, sign
 from dagger_exp.cli.manifest import began_as
+from dagger_exp.cli.requeue import requeue
+from dagger_exp.cli.sweeping import sweep
 from dagger_exp.config import register_schema
 from dagger_exp.errors import DaggerError, UserError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
-from dagger_exp.store.files import write_json
+from dagger_exp.training.preemption import PREEMPTION
 
 FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
 """What a run folder holds before anything has happened in it."""
@@ -46,6 +51,9 @@ def run_command(command: str, job: Job) -> None:
     try:
         sys.argv[1:] = looked_at(sys.argv[1:], command)
         register_schema()
+        if is_sweep(options := parsed(sys.argv[1:])):
+            sweep(options, command, _guarded(job))
+            return
         with said_in_one_sentence(command, sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(_guarded(job))()
     except JobError as error:
@@ -59,6 +67,7 @@ def run_command(command: str, job: Job) -> None:
 
 def _guarded(job: Job) -> Callable[[DictConfig], None]:
     def guarded(cfg: DictConfig) -> None:
+        PREEMPTION.listen()
         folder = Path(HydraConfig.get().runtime.output_dir)
         in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         try:
@@ -67,7 +76,8 @@ def _guarded(job: Job) -> Callable[[DictConfig], None]:
                 job(cfg, folder)
         except SystemExit as end:
             _finish_wandb(1)
-            if end.code != 130 and in_sweep:
+            if in_sweep and end.code in (1, 2):
+                _exit_as_failed()
                 raise JobError(f"a job failed: see {folder}/train.log.") from end  # the others go on
             raise
         _finish_wandb(0)
@@ -87,6 +97,8 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
         yield
         _status(folder, "finished")
     except KeyboardInterrupt:
+        if PREEMPTION.heard is not None:
+            sys.exit(stopped(folder, PREEMPTION.heard))
         _failed(folder, "interrupted")
         command = f"{began_as(folder)} resume={folder}"
         print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  {command}", file=sys.stderr)
@@ -103,6 +115,17 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
             sys.exit(complain(cause))
         traceback.print_exc()
         sys.exit(1)
+
+
+def stopped(folder: Path, heard: signal.Signals) -> int:
+    """Say that a signal has ended the run, have it started again where that is ours to do, and return the exit code."""
+    is_cancelled = (folder / CANCELLED).exists()
+    _failed(folder, "cancelled" if is_cancelled else "preempted")
+    if not is_cancelled and requeue(heard):
+        print(f"\n{heard.name}: saved; SLURM starts this job again, and it goes on.", file=sys.stderr)
+    else:
+        print(f"\n{heard.name}: saved. Go on with:\n  {began_as(folder)} resume={folder}", file=sys.stderr)
+    return 128 + heard
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
@@ -159,11 +182,25 @@ def _status(folder: Path, state: str, error: str = "") -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         last_line = error.strip().splitlines()[-1] if error.strip() else ""
         time = datetime.now().astimezone().isoformat(timespec="seconds")
-        write_json(folder / "status.json", {"state": state, "error": last_line, "time": time})
+        set_state(folder, state, last_line, time=time, **sign())
+
+
+def _exit_as_failed() -> None:
+    """Let a process of submitit end with a code: to it a job that failed in order is a result like any other."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        atexit.register(leave)
 
 
 def _finish_wandb(exit_code: int) -> None:
     """End the W&B run of this job, so that the next job of a sweep begins its own."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
+        if PREEMPTION.heard is not None:
+            wandb.mark_preempting()
         wandb.finish(exit_code=exit_code)

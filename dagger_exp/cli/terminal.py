@@ -212,4 +212,4 @@ def _manifest(folder: Path) -> dict[str, dict[str, str] | list[str]]:
 def _chosen(folder: Path, but: str = "") -> list[str]:
     """Return what was typed to start the run, but for one key."""
     typed = list(_manifest(folder).get("command", []))[1:]
-    return [shlex.quote(override) for override in typed if not override.startswith(f"{but}=")]
+    return [shlex.quote(override) for override in typed if not override.startswith((f"{but}=", "sweep_name="))]

@@ -36,7 +36,8 @@ def train(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.config import check
 
     check(cfg)
-    run_id = str(open_manifest(folder, cfg)["run_id"])
+    manifest = open_manifest(folder, cfg)
+    run_id = str(manifest["run_id"])
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from dagger_exp.build import CHECKPOINT, build_run, build_training
@@ -48,7 +49,9 @@ def train(cfg: DictConfig, folder: Path) -> None:
         sweep(folder)
     run = build_run(cfg, folder, run_id)
     with Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress:
-        trainer, module, datamodule, rounds = build_training(cfg, run, run_id, progress)
+        trainer, module, datamodule, rounds = build_training(
+            cfg, run, run_id, progress, manifest["sweep"], manifest["command"][1:]
+        )
         if is_first:
             run.student.save_format(folder / "student")
             warn_of_few(cfg, run, progress)
@@ -59,7 +62,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
             rounds.finish(trainer, module)
             run.student.save(folder / "student")
             rounds.record.close(folder)
-    if isinstance(progress, Terminal):
+    if isinstance(progress, Terminal) and manifest["sweep"] is None:
         progress.finish()
 
 

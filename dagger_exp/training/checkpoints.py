@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt`: from where a run goes on, whole or not at all."""
+"""`checkpoints/last.ckpt`: from where a run goes on, whole or not at all; and where it may be interrupted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from dagger_exp.store.files import written_aside
+from dagger_exp.training.preemption import PREEMPTION, Preemption
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -26,22 +27,37 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the newest checkpoint: of the end of every epoch that had a batch, and of every few steps.
+    """Keeps the newest checkpoint: of the end of every epoch that had a batch, of every few steps, of a preemption.
+
+    Lightning calls it after all other callbacks, so a step that ends here is whole.
 
     Args:
         path: of the file.
         every_n_steps: optimizer steps between two checkpoints inside an epoch.
+        preemption: signals, held back while a step is taken.
     """
 
-    def __init__(self, path: Path, *, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
+    def __init__(self, path: Path, *, every_n_steps: int, preemption: Preemption = PREEMPTION) -> None:
+        self.path, self.every_n_steps, self.preemption = path, every_n_steps, preemption
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.preemption.hold()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        if trainer.is_last_batch:
+            return  # the epoch is saved as a whole
+        is_over = self._is_over(trainer)
+        if is_over or trainer.global_step % self.every_n_steps == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
+        self.preemption.release(is_over)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.num_training_batches:  # none: the run was over before this epoch
             trainer.save_checkpoint(self.path, weights_only=False)
+        self.preemption.release(self._is_over(trainer))
+
+    def _is_over(self, trainer: lightning.Trainer) -> bool:
+        """Whether any process has heard a signal; it may reach one a step earlier, and saving takes them all."""
+        return trainer.strategy.reduce_boolean_decision(self.preemption.heard is not None, all=False)

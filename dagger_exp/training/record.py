@@ -16,6 +16,7 @@ from dagger_exp.types import Episode, Turn
 STEP_INTERVAL = 10
 """Optimizer steps between two logged ones."""
 SAMPLE_EPISODES = 3
+KINDS = ("step", "row", "samples")
 FAILURE_COLUMNS = ("phase", "round", "episode", "task", "stop_reason", "error")
 
 
@@ -37,21 +38,30 @@ class RunRecord:
         """Return the row of a round that is over, None before."""
         return next((row for row in self.rows if row["round"] == round_index), None)
 
-    def add(self, row: dict[str, float]) -> None:
-        """Log the row of a round that is over, then write it down: after a kill it is logged again, never lost."""
-        for logger in self.loggers:
-            logger.log_metrics(row)
+    def add(self, row: dict[str, float], step: int) -> None:
+        """Log the row of a round that is over, then write it down: after a kill it is logged again, never lost.
+
+        Args:
+            row: of the round.
+            step: optimizer steps that were taken until then.
+        """
+        self._log(row, step, "row")
         self.rows.append(row)
         write_json(self.path, {**row, "rounds": self.rows})
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log an optimizer step."""
         if step % STEP_INTERVAL == 0:
-            for logger in self.loggers:
-                logger.log_metrics({**metrics, "trainer/global_step": step})
+            self._log({**metrics, "trainer/global_step": step}, step, "step")
 
-    def log_samples(self, round_index: int, episodes: Sequence[Episode]) -> None:
-        """Log the first episodes of a round as a table: who acted, what was done, and the label."""
+    def log_samples(self, round_index: int, episodes: Sequence[Episode], step: int) -> None:
+        """Log the first episodes of a round as a table: who acted, what was done, and the label.
+
+        Args:
+            round_index: the round.
+            episodes: of it, in order.
+            step: optimizer steps that were taken before.
+        """
         columns = ["round", "episode", "task", "turn", "actor", "observation", "action", "label", "beta", "coin"]
         rows = [
             [*(round_index, episode.episode_index, episode.task_id), *_cells(turn)]
@@ -60,7 +70,15 @@ class RunRecord:
         ]
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("rollout/samples", columns=columns, data=rows)
+                table = wandb_table(columns, rows)
+                logger.experiment.log({"rollout/samples": table, "round": round_index}, step=_history(step, "samples"))
+
+    def _log(self, metrics: Mapping[str, float], step: int, kind: str) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.log(dict(metrics), step=_history(step, kind))
+            else:
+                logger.log_metrics(dict(metrics))
 
     def failures(self, phase: str, round_index: int, failed: Sequence[Episode]) -> None:
         """Write the episodes of a phase that infrastructure ended to `failures.csv`; a second time changes nothing."""
@@ -80,6 +98,22 @@ class RunRecord:
                 for name in ("rounds", "student"):
                     logger.experiment.log_artifact(str(folder / name), name=f"{folder.name}-{name}", type=name)
             logger.finalize("success")
+
+
+def _history(step: int, kind: str) -> int:
+    """Return where in a W&B history something stands.
+
+    W&B counts calls, and begins anew in a process that goes on, whose lines its server then drops as older than what
+    it has. So the place follows from the training: a step, the row of the round it ends, the samples of the next one.
+    """
+    return len(KINDS) * step + KINDS.index(kind)
+
+
+def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """Return a W&B table."""
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
 def _failure(episode: Episode) -> tuple[Any, ...]:

@@ -164,7 +164,7 @@ class RoundCallback(lightning.Callback):
             episodes = self.collector.collect(
                 round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
             )
-            self.record.log_samples(round_index, episodes)
+            self.record.log_samples(round_index, episodes, self._steps_until(round_index))
         reader = self.store.read(round_index)  # also of a round that was closed before a kill
         failed = [index for index, reason in enumerate(reader.stop_reasons) if reason.is_infrastructure]
         self.record.failures("collect", round_index, reader.episodes(failed))
@@ -180,7 +180,7 @@ class RoundCallback(lightning.Callback):
         failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
         self.record.failures("evaluate", round_index, failed)
         row = self._row(round_index, episodes) | {"round/evaluate_s": time.monotonic() - begin}
-        self.record.add(row)
+        self.record.add(row, self._steps_until(round_index + 1))
         self.progress.end_round(row)
         self._warn(row)
         return row
@@ -246,6 +246,10 @@ class RoundCallback(lightning.Callback):
         row["round/num_tokens"] = self.num_tokens.get(round_index, 0)
         row |= {"round/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
         return row | evaluation_metrics(episodes)
+
+    def _steps_until(self, round_index: int) -> int:
+        """Return the optimizer steps of all rounds before this one."""
+        return sum(len(losses) for index, losses in self.losses.items() if index < round_index)
 
     def _beta(self, round_index: int) -> float | None:
         return self.mixing.beta(round_index)

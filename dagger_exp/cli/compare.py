@@ -1,0 +1,179 @@
+"""Compare runs: which setting does better, by how much, and how sure is that?
+
+    dagger-compare outputs/sweeps/beta                        # a sweep: groups by what differs, means over seeds
+    dagger-compare outputs/runs/*_sft outputs/runs/*_dagger   # the first group that is read is the baseline
+    dagger-compare outputs/sweeps/beta --axis labels --baseline schedule=linear
+    dagger-compare wandb:entity/project/group                 # runs on a W&B server
+    dagger-compare RUN/wandb/offline-run-*                    # runs that were logged offline
+
+Runs that differ in their seed only are one group. A figure is the mean over the runs of a group with a 95 % interval:
+Student's t over runs, Wilson's where there is a single one. Differences are paired: the same seeds and held-out tasks
+on both sides. Their interval is a bootstrap over seeds and tasks; p is the exact McNemar test of a single run on each
+side. What was evaluated under other conditions stands in a table of its own. Runs that have not finished are named and
+are in no final figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dagger_exp.analysis.groups import Comparison, Group, compare
+from dagger_exp.analysis.workspace import build_workspace, save_workspace
+from dagger_exp.cli.run import complain
+from dagger_exp.errors import UserError
+
+if TYPE_CHECKING:  # numpy and scipy stay out of `--help`
+    from dagger_exp.analysis.pairs import Difference
+
+AXES = ("round", "labels", "teacher_queries", "tokens", "seconds")
+WIDTH = 100
+"""Columns of a table that goes to a file or a pipe, and the most on a terminal."""
+MANY_RUNS = 40
+"""More than these are not listed one by one."""
+
+
+def main() -> None:
+    """Compare the runs of the command line; a mistake is said in one sentence."""
+    options = _options()
+    try:
+        compare_paths(options)
+    except (UserError, OSError) as error:
+        sys.exit(complain(error))
+
+
+def compare_paths(options: argparse.Namespace) -> None:
+    """Read the runs, print tables, and write a table and plots.
+
+    Raises:
+        UserError: there is nothing to compare, or no place to write it to.
+    """
+    from dagger_exp.analysis import compare as files
+
+    folder = options.output or default_output(options.paths)
+    files.check_output(folder)
+    runs, unread = files.read_runs(options.paths)
+    if not runs:
+        raise UserError(f"no runs in {' '.join(options.paths)}: {' '.join(unread)}")
+    comparisons, left_out = compare(runs)
+    files.check_baseline(comparisons, options.baseline)
+    workspace = build_workspace(options.wandb, comparisons[0]) if options.wandb else None
+    _warn([*unread, *left_out])
+    console = _console()
+    for comparison in comparisons:
+        _show(console, comparison, files.baseline_of(comparison, options.baseline))
+    if len(comparisons) > 1:
+        conditions = "; ".join(part.conditions for part in comparisons)
+        console.print(f"not compared with each other, as they were evaluated under other conditions: {conditions}.\n")
+    files.write_comparisons(folder, comparisons, options.axis)
+    print(f"in {folder}: {files.TABLE}, and success, mixture and loss as PNG and SVG")
+    if workspace is not None:
+        print(f"on W&B: {save_workspace(workspace)}")
+
+
+def default_output(paths: list[str]) -> Path:
+    """Return `comparison/` in the sweep where one is compared, else a new folder of its own."""
+    if len(paths) == 1 and any(Path(paths[0]).glob("*/manifest.json")):
+        return Path(paths[0]) / "comparison"
+    return Path("outputs/comparisons") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def run_table(comparison: Comparison) -> Table:
+    """Return where each run ended, with Wilson's interval over its held-out tasks."""
+    from dagger_exp.analysis.curves import success_estimate
+
+    table = _table("each run", "run", "group", "seed", "tasks", "success", "95 %")
+    for group in comparison.groups:
+        for run in group.runs:
+            row = run.rows[-1]
+            num_tasks = row.get("eval/num_tasks", 0) - row.get("eval/num_failed", 0)
+            success = success_estimate([row])
+            figures = (f"{num_tasks:.0f}", f"{success.mean:.3f}", f"{success.low:.3f}-{success.high:.3f}")
+            table.add_row(escape(run.name), escape(group.label), str(run.config.get("seed", "-")), *figures)
+    return table
+
+
+def group_table(comparison: Comparison) -> Table:
+    """Return where the groups ended, and what they had spent there."""
+    from dagger_exp.analysis.curves import final_point
+
+    title = f"evaluated with {comparison.conditions}" if comparison.conditions else "means over runs"
+    table = _table(title, "group", "success", "95 %", "runs", "labels", "queries", "tokens", "seconds")
+    for group in comparison.groups:
+        num_runs = (
+            f"{len(group.runs)} of {len(group.runs + group.left_out)}" if group.left_out else f"{len(group.runs)}"
+        )
+        if not group.runs:
+            table.add_row(escape(group.label), "-", "-", num_runs, *["-"] * 4)
+            continue
+        point = final_point(group.runs)
+        success = point.metrics["success_rate"]
+        spent = (f"{point.spent[axis]:,.0f}" for axis in AXES[1:])
+        interval = f"{success.low:.3f}-{success.high:.3f}"
+        table.add_row(escape(group.label), f"{success.mean:.3f}", interval, num_runs, *spent)
+    return table
+
+
+def difference_table(differences: Iterable[Difference], baseline: Group) -> Table:
+    """Return how the groups differ from the baseline."""
+    title = f"less {baseline.label}, seed by seed and task by task"
+    table = _table(title, "group", "difference", "95 %", "p", "runs", "pairs", "dropped")
+    for row in differences:
+        figures = ("-", "-")
+        if row.num_pairs:
+            figures = (f"{row.difference:+.3f}", f"{row.low:+.3f} to {row.high:+.3f}")
+        p_value = "-" if row.p_value is None else f"{row.p_value:.2g}"
+        table.add_row(escape(row.group), *figures, p_value, str(row.num_runs), str(row.num_pairs), str(row.num_dropped))
+    return table
+
+
+def _show(console: Console, comparison: Comparison, baseline: Group) -> None:
+    from dagger_exp.analysis.pairs import differences
+
+    if comparison.differing:
+        console.print(f"the groups differ in: {escape(', '.join(comparison.differing))}\n", highlight=False)
+    if sum(len(group.runs) for group in comparison.groups) <= MANY_RUNS:
+        console.print(run_table(comparison), "")
+    console.print(group_table(comparison), "")
+    if len(comparison.groups) > 1:
+        rows, complaints = differences(comparison.groups, baseline)
+        _warn(complaints)
+        console.print(difference_table(rows, baseline), "")
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(first, overflow="fold", min_width=12)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return Console(width=min(WIDTH, console.width) if console.is_terminal else WIDTH)
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dagger-compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, folders of them, or wandb:...")
+    parser.add_argument("--axis", choices=AXES, default="round", help="of the plots of success and loss")
+    parser.add_argument("--baseline", metavar="LABEL", help="the group to compare with; by default the first read")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="by default comparison/ in a sweep folder")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="save the same view as a workspace there")
+    return parser.parse_args()

@@ -1,0 +1,160 @@
+"""What has become of the jobs of a sweep? Told by their folders, and by SLURM where that knows more.
+
+sweep.json               name, command, and each job's overrides and what differs
+<slug>_<hash8>/          a job's run folder; its status.json says how it stands
+.submitit/<launch>/      jobs.json: the jobs of a launch in order; <slurm id>/: their logs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dagger_exp.errors import StoreError
+from dagger_exp.store.files import read_json, write_json
+
+ALIVE = ("pending", "running")
+OVER = ("finished", "failed", "cancelled")
+COMMAND_TIMEOUT_S = 60
+CANCELLED = "cancelled"
+"""A file of this name in a run folder keeps the run from being requeued."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """A job as it stands.
+
+    Attributes:
+        name: of its folder.
+        state: new, pending, running, lost (its process is gone), preempted, interrupted, failed, cancelled, finished.
+        num_rounds: rounds that are over.
+        success_rate: after the last of them, or None.
+        seconds: that they took.
+        error: last line of what ended it.
+        slurm_id: of its last start, or "".
+        pid: of its process on this host, or None.
+    """
+
+    name: str
+    state: str
+    num_rounds: int = 0
+    success_rate: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+    slurm_id: str = ""
+    pid: int | None = None
+
+
+def job_states(sweep: Path, names: Sequence[str]) -> list[JobState]:
+    """Return how these jobs stand; what cannot be read of one stands in its `error`."""
+    ids, queue = slurm_ids(sweep), slurm_queue()
+    return [job_state(sweep / name, ids.get(name, ""), queue) for name in names]
+
+
+def job_state(folder: Path, slurm_id: str, queue: Mapping[str, str] | None) -> JobState:
+    """Return how a job stands.
+
+    Args:
+        folder: of its run.
+        slurm_id: under which it was submitted, or "".
+        queue: SLURM's states by id, or None where there is no SLURM.
+    """
+    try:
+        status, rows = _read(folder / "status.json"), _read(folder / "summary.json").get("rounds", [])
+    except StoreError as error:
+        return JobState(name=folder.name, state="lost", error=str(error), slurm_id=slurm_id)
+    pid = status.get("pid") if status.get("host") == socket.gethostname() else None
+    state = str(status.get("state", "new"))
+    if state != "finished":
+        state = _of_queue(state, slurm_id, queue) if slurm_id else _of_process(state, pid)
+    return JobState(
+        name=folder.name,
+        state=state,
+        num_rounds=len(rows),
+        success_rate=rows[-1].get("eval/success_rate") if rows else None,
+        seconds=sum(row.get(f"round/{phase}_s", 0.0) for row in rows for phase in ("collect", "train", "evaluate")),
+        error=str(status.get("error", "")) if state in ("failed", "lost") else "",
+        slurm_id=slurm_id,
+        pid=pid,
+    )
+
+
+def _of_queue(said: str, slurm_id: str, queue: Mapping[str, str] | None) -> str:
+    if queue is None:  # on another machine than the cluster's
+        return said if said != "new" else "pending"
+    if slurm_id in queue:
+        return "pending" if queue[slurm_id] in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED") else "running"
+    return "lost" if said in ("running", "new") else said
+
+
+def _of_process(said: str, pid: int | None) -> str:
+    return "lost" if said == "running" and pid is not None and not is_alive(pid) else said
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this host is one of ours and runs."""
+    shown = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return any(word in shown.stdout for word in ("dagger", "submitit", "pytest"))
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """Return the states of all queued or running SLURM jobs by id, None where there is no SLURM."""
+    if shutil.which("squeue") is None:
+        return None
+    command = ["squeue", "--noheader", "--array", "--format=%i %T"]
+    with suppress(subprocess.TimeoutExpired):
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)  # noqa: S603
+        if shown.returncode == 0:
+            return dict(line.split(maxsplit=1) for line in shown.stdout.splitlines() if " " in line.strip())
+    return None
+
+
+def slurm_ids(sweep: Path) -> dict[str, str]:
+    """Return the id under which each job was submitted last, as far as it was."""
+    ids: dict[str, str] = {}
+    for launch in sorted((sweep / ".submitit").glob("*/jobs.json")):
+        names = json.loads(launch.read_text())["jobs"]
+        for folder in launch.parent.iterdir():
+            number, _, place = folder.name.partition("_")
+            if number.isdigit() and (place.isdigit() or (not place and len(names) == 1)):
+                ids[names[int(place or 0)]] = folder.name
+    return ids
+
+
+def read_sweep(sweep: Path) -> dict[str, Any]:
+    """Return what `sweep.json` holds.
+
+    Raises:
+        StoreError: there is none, or it is damaged.
+    """
+    if not (sweep / "sweep.json").is_file():
+        raise StoreError(f"{sweep} is no sweep folder: it has no sweep.json; give one below outputs/sweeps/.")
+    return read_json(sweep / "sweep.json", "launch the sweep again to write it anew")
+
+
+def set_state(folder: Path, state: str, error: str = "", **more: Any) -> None:
+    """Write a run's `status.json`."""
+    write_json(folder / "status.json", {"state": state, "error": error, **more})
+
+
+def sign() -> dict[str, Any]:
+    """Return where this process runs, for `status.json`."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_id": slurm_id()}
+
+
+def slurm_id() -> str:
+    """Return the id of the SLURM job that this process belongs to, "" outside of SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, "delete it and launch the sweep again") if path.exists() else {}

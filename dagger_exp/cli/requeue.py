@@ -1,0 +1,37 @@
+"""Who starts a run again that had to stop? We do, and nobody else (submitit and Lightning would too)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+from dagger_exp.cli.jobs import COMMAND_TIMEOUT_S, slurm_id
+
+
+def requeue(heard: signal.Signals) -> bool:
+    """Ask SLURM to start this job again; return whether it will.
+
+    After a TERM that means the job was cancelled it stays so; after one that means it was preempted SLURM may requeue
+    it by itself, and our asking then changes nothing.
+    """
+    if not slurm_id() or os.environ.get("SLURM_PROCID", "0") != "0" or shutil.which("scontrol") is None:
+        return False
+    if heard is signal.SIGTERM and _job_field("JobState") == "CANCELLED":
+        return False
+    return _scontrol("requeue", slurm_id()).returncode == 0 or _job_field("JobState") in ("PREEMPTED", "PENDING")
+
+
+def _job_field(name: str) -> str:
+    found = re.search(rf"\b{name}=(\S+)", _scontrol("--oneliner", "show", "job", slurm_id()).stdout)
+    return found.group(1) if found else ""
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["scontrol", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, returncode=1, stdout="", stderr="timeout")

@@ -1,0 +1,261 @@
+"""Many runs: a sweep is expanded, checked and shown before anything is launched, and launched as often as one likes.
+
+A job's folder follows from its config, so a sweep that is launched again skips what is finished, goes on with what
+broke off, and adds what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from dagger_exp.cli.jobs import ALIVE, CANCELLED, JobState, job_states, read_sweep
+from dagger_exp.cli.manifest import config_hash, slug
+from dagger_exp.config import check, per_round
+from dagger_exp.errors import ConfigError
+from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
+from dagger_exp.store.files import write_json
+
+SHOWN = 40
+"""Jobs that are listed one by one; of more, those that remain are counted."""
+MAX_SLUG = 60
+POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run of a sweep: its folder's name, the overrides that make it, those that differ, and its config."""
+
+    name: str
+    overrides: list[str]
+    differs: Mapping[str, str]
+    cfg: DictConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What was typed, expanded. `name` is that of the folder."""
+
+    name: str
+    folder: Path
+    jobs: list[Job]
+    master: DictConfig
+
+
+def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig], None]) -> None:
+    """Show a sweep and launch what is not finished; `dry_run=true` stops before that.
+
+    Raises:
+        ConfigError: a job is not legal, or there is nothing to launch it with.
+        SystemExit: a job failed.
+    """
+    typed = [override for override in options.overrides if not override.startswith("dry_run=")]
+    is_dry = "dry_run=true" in [override.lower() for override in options.overrides]
+    with initialize_config_dir(CONF_FOLDER, version_base="1.3", job_name=f"dagger-{command}"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        with said_in_one_sentence(command, typed):
+            found = expanded(hydra, typed, command, options.config_dir)
+        states = job_states(found.folder, [job.name for job in found.jobs])
+        show(found, states)
+        if is_dry:
+            return
+        wanted = [
+            job
+            for job, state in zip(found.jobs, states, strict=True)
+            if state.state != "finished" and state.state not in ALIVE
+        ]
+        record(found, command, typed)
+        if wanted:
+            launch(hydra, found, wanted, task)
+    summarize(found.folder, [job.name for job in found.jobs])
+
+
+def expanded(hydra: Hydra, typed: Sequence[str], command: str, config_dir: str | None) -> Sweep:
+    """Return the jobs of a sweep, with Hydra's own parser.
+
+    Raises:
+        ConfigError: a job is not legal, or two are the same.
+    """
+    searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    typed = [*searched, *typed]
+    fixed, swept = split(hydra, typed)
+    chosen = hydra.compose_config(command, fixed, RunMode.MULTIRUN)
+    params = {key: str(value) for key, value in (chosen.hydra.sweeper.params or {}).items()}
+    more_fixed, more_swept = split(hydra, [f"{key}={value}" for key, value in params.items()])
+    typed_keys = {override.split("=", 1)[0] for override in typed}
+    fixed += [override for override in more_fixed if override.split("=", 1)[0] not in typed_keys]
+    swept = {key: values for key, values in more_swept.items() if key not in typed_keys} | swept
+    name = slug(chosen.sweep_name or "-".join(swept) or "single")
+    fixed = [o for o in fixed if not o.startswith("sweep_name=")] + [f"sweep_name={name}"]
+    jobs = [job(hydra, fixed, choice, command) for choice in choices(swept)]
+    names = [one.name for one in jobs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{len(twice)} jobs are in the sweep twice, as {twice.pop()}; remove one of the values.")
+    master = hydra.compose_config(command, [*fixed, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+    return Sweep(name, Path(str(master.hydra.sweep.dir)).resolve(), jobs, master)
+
+
+def split(hydra: Hydra, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the overrides with one value, and the values of those with several.
+
+    Raises:
+        ConfigError: a range without steps.
+    """
+    fixed: list[str] = []
+    swept: dict[str, list[str]] = {}
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    for override in parser.parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            swept[override.get_key_element()] = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(f"{override.input_line} has no steps; list values, as in {override.key_or_group}=0,0.5,1")
+    return fixed, swept
+
+
+def choices(swept: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    """Yield every combination."""
+    for values in itertools.product(*swept.values()):
+        yield dict(zip(swept, values, strict=True))
+
+
+def job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str) -> Job:
+    """Return a job of the sweep, checked."""
+    overrides = [*fixed, *(f"{key}={value}" for key, value in choice.items())]
+    cfg = hydra.compose_config(command, overrides, RunMode.RUN)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    check(cfg, command)
+    readable = slug("-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in choice.items()))[:MAX_SLUG]
+    return Job(f"{readable.strip('-.') or 'job'}_{config_hash(cfg, command)}", overrides, choice, cfg)
+
+
+def show(found: Sweep, states: Sequence[JobState]) -> None:
+    """Print the jobs, what differs, what is there already, and what the others are expected to cost."""
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    keys = list(found.jobs[0].differs)
+    for heading in ("job", *keys, "state", "rounds", "success"):
+        table.add_column(heading, overflow="fold")
+    for number, (one, state) in enumerate(zip(found.jobs[:SHOWN], states, strict=False)):
+        success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
+        table.add_row(
+            str(number), *(one.differs[key] for key in keys), state.state, str(state.num_rounds or ""), success
+        )
+    console.print(f"sweep [bold]{found.name}[/] in {found.folder}", highlight=False, soft_wrap=True)
+    console.print(table, highlight=False)
+    if len(found.jobs) > SHOWN:
+        console.print(f"... and {len(found.jobs) - SHOWN} more")
+    counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f"{len(found.jobs)} jobs: {told}. {cost(found, states)}", highlight=False, soft_wrap=True)
+
+
+def cost(found: Sweep, states: Sequence[JobState]) -> str:
+    """Return what the jobs that are not finished will take, in labels and steps, and in time where one is finished."""
+    left = [one.cfg for one, state in zip(found.jobs, states, strict=True) if state.state != "finished"]
+    sums = {name: sum(sum(per_round(cfg, name) or [0]) for cfg in left) for name in ("labels", "steps")}
+    told = f"To come: {sums['labels']:,} labels, {sums['steps']:,} steps"
+    seconds = [state.seconds for state in states if state.state == "finished"]
+    if seconds and left:
+        told += f", about {len(left) * sum(seconds) / len(seconds) / 60:.0f} minutes of one job after the other"
+    return f"{told}."
+
+
+def record(found: Sweep, command: str, typed: Sequence[str]) -> None:
+    """Write `sweep.json`; jobs of earlier launches stay in it."""
+    earlier = read_sweep(found.folder)["jobs"] if (found.folder / "sweep.json").exists() else {}
+    jobs = {one.name: {"overrides": one.overrides, "differs": dict(one.differs)} for one in found.jobs}
+    content = {"name": found.name, "command": command, "overrides": list(typed), "jobs": {**earlier, **jobs}}
+    write_json(found.folder / "sweep.json", content)
+
+
+def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
+    """Hand the jobs to Hydra's launcher, and wait for them.
+
+    Raises:
+        ConfigError: the launcher cannot start them.
+    """
+    for one in wanted:
+        (found.folder / one.name / CANCELLED).unlink(missing_ok=True)
+    size = found.master.hydra.sweeper.max_batch_size or len(wanted)
+    for first in range(0, len(wanted), size):
+        _launch(hydra, found, wanted[first : first + size], first, task)
+
+
+def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task: Callable[[DictConfig], None]) -> None:
+    place = found.folder / ".submitit" / f"{datetime.now().astimezone():%Y%m%d-%H%M%S-%f}"
+    master, is_submitted = found.master.copy(), "submitit_folder" in found.master.hydra.launcher
+    if is_submitted:
+        write_json(place / "jobs.json", {"jobs": [one.name for one in wanted]})
+        master.hydra.launcher.submitit_folder = f"{place}/%j"
+    master.hydra.sweep.dir = str(found.folder)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
+    launcher: Any = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+    overrides = [[*one.overrides, f"hydra.sweep.subdir={one.name}"] for one in wanted]
+    try:
+        launcher.launch(overrides, initial_job_idx=first)
+    except Exception as error:
+        if not is_submitted or not any(place.glob("[0-9]*")):
+            raise _unlaunchable(error) from error
+        wait(found.folder, [one.name for one in wanted])  # one that was killed left no result, the others go on
+
+
+def _unlaunchable(error: Exception) -> Exception:
+    """Return what kept a launcher from starting anything as a sentence, where it is known."""
+    text = " ".join(str(error).split())
+    if 'not detect "srun"' in text:
+        return ConfigError(
+            "launcher=slurm finds no SLURM commands on this machine; run it on a login node, or "
+            "choose launcher=local_parallel."
+        )
+    if type(error).__module__.startswith("submitit"):
+        _, _, said = text.partition("stderr: ")
+        return ConfigError(
+            f"SLURM refuses the sweep: {(said or text).strip()}; see the keys in conf/launcher/slurm.yaml."
+        )
+    return error
+
+
+def wait(folder: Path, names: Sequence[str]) -> None:
+    """Wait until no job is pending or running any more."""
+    while any(state.state in ALIVE for state in job_states(folder, names)):
+        time.sleep(POLL_S)
+
+
+def summarize(folder: Path, names: Sequence[str]) -> None:
+    """Print how a sweep ended and what to type next.
+
+    Raises:
+        SystemExit: a job is not finished.
+    """
+    states = job_states(folder, names)
+    unfinished = [state for state in states if state.state != "finished"]
+    print(f"\n{len(states) - len(unfinished)} of {len(states)} jobs are finished; next:")
+    for command in ("sweep status", "compare", "report"):
+        print(f"  dagger-{command} {folder}")
+    for state in unfinished:
+        print(f"{state.state}: {state.name}: {state.error or f'see {folder / state.name}/train.log'}", file=sys.stderr)
+    if unfinished:
+        print(f"error: launch the sweep again, or: dagger-sweep resume {folder}", file=sys.stderr)
+        sys.exit(1)
