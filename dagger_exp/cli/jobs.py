@@ -121,7 +121,9 @@ def slurm_ids(sweep: Path) -> dict[str, str]:
     """Return the id under which each job was submitted last, as far as it was."""
     ids: dict[str, str] = {}
     for launch in sorted((sweep / ".submitit").glob("*/jobs.json")):
-        names = json.loads(launch.read_text())["jobs"]
+        if (told := json.loads(launch.read_text()))["launcher"] != "SlurmLauncher":
+            continue
+        names = told["jobs"]
         for folder in launch.parent.iterdir():
             number, _, place = folder.name.partition("_")
             if number.isdigit() and (place.isdigit() or (not place and len(names) == 1)):

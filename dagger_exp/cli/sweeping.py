@@ -207,7 +207,7 @@ def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task:
     place = found.folder / ".submitit" / f"{datetime.now().astimezone():%Y%m%d-%H%M%S-%f}"
     master, is_submitted = found.master.copy(), "submitit_folder" in found.master.hydra.launcher
     if is_submitted:
-        write_json(place / "jobs.json", {"jobs": [one.name for one in wanted]})
+        write_json(place / "jobs.json", {"launcher": launcher_of(master), "jobs": [one.name for one in wanted]})
         master.hydra.launcher.submitit_folder = f"{place}/%j"
     master.hydra.sweep.dir = str(found.folder)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
@@ -219,6 +219,11 @@ def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task:
         if not is_submitted or not any(place.glob("[0-9]*")):
             raise _unlaunchable(error) from error
         wait(found.folder, [one.name for one in wanted])  # one that was killed left no result, the others go on
+
+
+def launcher_of(master: DictConfig) -> str:
+    """Return `BasicLauncher`, `LocalLauncher` or `SlurmLauncher`."""
+    return str(master.hydra.launcher._target_).rpartition(".")[2]
 
 
 def _unlaunchable(error: Exception) -> Exception:
