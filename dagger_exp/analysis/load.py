@@ -1,4 +1,4 @@
-"""What is in a run folder? Reading one, also while its run goes on; what cannot be read is said, and the rest goes on."""
+"""What is in a run folder? Reading one, also while its run goes on; what cannot be read is said."""
 
 from __future__ import annotations
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:  # numpy and scipy stay out of `--help`
     from dagger_exp.analysis.pairs import Difference
 
 AXES = ("round", "labels", "teacher_queries", "tokens", "seconds")
+"""The round, and what `analysis.curves` sums; here too, because `--help` waits for no scipy."""
 WIDTH = 100
-"""Columns of a table that goes to a file or a pipe, and the most on a terminal."""
+"""Columns of a table that goes to a file or a pipe, and the most on a terminal; 80 are the least."""
 MANY_RUNS = 40
 """More than these are not listed one by one."""
 
@@ -54,7 +55,7 @@ def compare_paths(options: argparse.Namespace) -> None:
     """Read the runs, print tables, and write a table and plots.
 
     Raises:
-        UserError: there is nothing to compare, or no place to write it to.
+        UserError: there is nothing to compare, no place to write it to, or no such baseline or project.
     """
     from dagger_exp.analysis import compare as files
 
@@ -71,8 +72,8 @@ def compare_paths(options: argparse.Namespace) -> None:
     for comparison in comparisons:
         _show(console, comparison, files.baseline_of(comparison, options.baseline))
     if len(comparisons) > 1:
-        conditions = "; ".join(part.conditions for part in comparisons)
-        console.print(f"not compared with each other, as they were evaluated under other conditions: {conditions}.\n")
+        parts = "; ".join(part.conditions for part in comparisons)
+        console.print(f"Not compared with each other, being evaluated otherwise: {escape(parts)}.\n", highlight=False)
     files.write_comparisons(folder, comparisons, options.axis)
     print(f"in {folder}: {files.TABLE}, and success, mixture and loss as PNG and SVG")
     if workspace is not None:
@@ -86,31 +87,13 @@ def default_output(paths: list[str]) -> Path:
     return Path("outputs/comparisons") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def run_table(comparison: Comparison) -> Table:
-    """Return where each run ended, with Wilson's interval over its held-out tasks."""
-    from dagger_exp.analysis.curves import success_estimate
-
-    table = _table("each run", "run", "group", "seed", "tasks", "success", "95 %")
-    for group in comparison.groups:
-        for run in group.runs:
-            row = run.rows[-1]
-            num_tasks = row.get("eval/num_tasks", 0) - row.get("eval/num_failed", 0)
-            success = success_estimate([row])
-            figures = (f"{num_tasks:.0f}", f"{success.mean:.3f}", f"{success.low:.3f}-{success.high:.3f}")
-            table.add_row(escape(run.name), escape(group.label), str(run.config.get("seed", "-")), *figures)
-    return table
-
-
 def group_table(comparison: Comparison) -> Table:
     """Return where the groups ended, and what they had spent there."""
     from dagger_exp.analysis.curves import final_point
 
-    title = f"evaluated with {comparison.conditions}" if comparison.conditions else "means over runs"
-    table = _table(title, "group", "success", "95 %", "runs", "labels", "queries", "tokens", "seconds")
+    table = _table("means over runs", "success", "95 %", "runs", "labels", "queries", "tokens", "seconds")
     for group in comparison.groups:
-        num_runs = (
-            f"{len(group.runs)} of {len(group.runs + group.left_out)}" if group.left_out else f"{len(group.runs)}"
-        )
+        num_runs = str(len(group.runs)) + (f" of {len(group.runs + group.left_out)}" if group.left_out else "")
         if not group.runs:
             table.add_row(escape(group.label), "-", "-", num_runs, *["-"] * 4)
             continue
@@ -125,7 +108,7 @@ def group_table(comparison: Comparison) -> Table:
 def difference_table(differences: Iterable[Difference], baseline: Group) -> Table:
     """Return how the groups differ from the baseline."""
     title = f"less {baseline.label}, seed by seed and task by task"
-    table = _table(title, "group", "difference", "95 %", "p", "runs", "pairs", "dropped")
+    table = _table(title, "difference", "95 %", "p", "runs", "pairs", "dropped")
     for row in differences:
         figures = ("-", "-")
         if row.num_pairs:
@@ -135,31 +118,49 @@ def difference_table(differences: Iterable[Difference], baseline: Group) -> Tabl
     return table
 
 
+def run_table(comparison: Comparison) -> Table:
+    """Return where each run ended, with Wilson's interval over its held-out tasks."""
+    from dagger_exp.analysis.curves import success_estimate
+
+    table = _table("each run", "seed", "success", "95 %", "tasks")
+    for group in comparison.groups:
+        for run in group.runs:
+            row = run.rows[-1]
+            num_tasks = row.get("eval/num_tasks", 0) - row.get("eval/num_failed", 0)
+            success = success_estimate([row])
+            figures = (f"{success.mean:.3f}", f"{success.low:.3f}-{success.high:.3f}", f"{num_tasks:.0f}")
+            table.add_row(escape(group.label), str(run.config.get("seed", "-")), *figures)
+    return table
+
+
 def _show(console: Console, comparison: Comparison, baseline: Group) -> None:
     from dagger_exp.analysis.pairs import differences
 
+    if comparison.conditions:
+        console.print(f"[bold]evaluated with {escape(comparison.conditions)}[/]\n", highlight=False)
     if comparison.differing:
         console.print(f"the groups differ in: {escape(', '.join(comparison.differing))}\n", highlight=False)
-    if sum(len(group.runs) for group in comparison.groups) <= MANY_RUNS:
-        console.print(run_table(comparison), "")
     console.print(group_table(comparison), "")
     if len(comparison.groups) > 1:
         rows, complaints = differences(comparison.groups, baseline)
         _warn(complaints)
         console.print(difference_table(rows, baseline), "")
+    if sum(len(group.runs) for group in comparison.groups) <= MANY_RUNS:
+        console.print(run_table(comparison), "")
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _table(title: str, *figures: str) -> Table:
+    """Return an empty table of groups."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column(first, overflow="fold", min_width=12)
-    for name in others:
+    table.add_column("group", overflow="fold", min_width=12)
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _console() -> Console:
     console = Console()
-    return Console(width=min(WIDTH, console.width) if console.is_terminal else WIDTH)
+    return Console(width=max(80, min(WIDTH, console.width)) if console.is_terminal else WIDTH)
 
 
 def _warn(sentences: Iterable[str]) -> None:

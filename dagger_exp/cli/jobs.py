@@ -24,6 +24,8 @@ from dagger_exp.store.files import read_json, write_json
 ALIVE = ("pending", "running")
 OVER = ("finished", "failed", "cancelled")
 COMMAND_TIMEOUT_S = 60
+WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
 CANCELLED = "cancelled"
 """A file of this name in a run folder keeps the run from being requeued."""
 

@@ -27,7 +27,7 @@ def main() -> None:
     options = _options()
     try:
         report(options.paths, options.output, options.episodes)
-    except DaggerError as error:
+    except (DaggerError, OSError) as error:  # of the system: a file that may not be read
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -52,10 +53,12 @@ def run_command(command: str, job: Job) -> None:
         sys.argv[1:] = looked_at(sys.argv[1:], command)
         register_schema()
         if is_sweep(options := parsed(sys.argv[1:])):
-            sweep(options, command, _guarded(job))
+            sweep(options, command, partial(guarded, job))  # by name, because submitit copies what it has no name for
             return
         with said_in_one_sentence(command, sys.argv[1:]):
-            hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(_guarded(job))()
+            hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(
+                lambda cfg: guarded(job, cfg)
+            )()
     except JobError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # `--help | head`
@@ -65,24 +68,22 @@ def run_command(command: str, job: Job) -> None:
         sys.exit(complain(error))
 
 
-def _guarded(job: Job) -> Callable[[DictConfig], None]:
-    def guarded(cfg: DictConfig) -> None:
-        PREEMPTION.listen()
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-        try:
-            with told(folder, keep=in_sweep):
-                log_to(folder / "train.log")
-                job(cfg, folder)
-        except SystemExit as end:
-            _finish_wandb(1)
-            if in_sweep and end.code in (1, 2):
-                _exit_as_failed()
-                raise JobError(f"a job failed: see {folder}/train.log.") from end  # the others go on
-            raise
-        _finish_wandb(0)
-
-    return guarded
+def guarded(job: Job, cfg: DictConfig) -> None:
+    """Run a job in its folder; how it ends is told in `status.json` and by the exit code."""
+    PREEMPTION.listen()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    try:
+        with told(folder, keep=in_sweep):
+            log_to(folder / "train.log")
+            job(cfg, folder)
+    except SystemExit as end:
+        _finish_wandb(1)
+        if in_sweep and end.code in (1, 2):
+            _exit_as_failed()
+            raise JobError(f"a job failed: see {folder}/train.log.") from end  # the others go on
+        raise
+    _finish_wandb(0)
 
 
 @contextmanager
@@ -120,6 +121,7 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
 def stopped(folder: Path, heard: signal.Signals) -> int:
     """Say that a signal has ended the run, have it started again where that is ours to do, and return the exit code."""
     is_cancelled = (folder / CANCELLED).exists()
+    logging.getLogger(__name__).warning("%s", heard.name)
     _failed(folder, "cancelled" if is_cancelled else "preempted")
     if not is_cancelled and requeue(heard):
         print(f"\n{heard.name}: saved; SLURM starts this job again, and it goes on.", file=sys.stderr)

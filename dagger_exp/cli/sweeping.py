@@ -27,7 +27,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from dagger_exp.cli.jobs import ALIVE, CANCELLED, JobState, job_states, read_sweep
+from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, job_states, read_sweep
 from dagger_exp.cli.manifest import config_hash, slug
 from dagger_exp.config import check, per_round
 from dagger_exp.errors import ConfigError
@@ -152,7 +152,7 @@ def job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: 
 
 def show(found: Sweep, states: Sequence[JobState]) -> None:
     """Print the jobs, what differs, what is there already, and what the others are expected to cost."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     keys = list(found.jobs[0].differs)
     for heading in ("job", *keys, "state", "rounds", "success"):

@@ -1,0 +1,277 @@
+"""What happened in a run, to look at and to show? One HTML page that holds everything and asks nothing of the net."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagger_exp.analysis.episodes import COLLECT, EVALUATE, EpisodeGroup, episode_groups, evenly, spread
+from dagger_exp.analysis.load import Run, flat
+from dagger_exp.errors import StoreError
+from dagger_exp.store.files import read_json
+from dagger_exp.types import Episode, StopReason, Turn
+
+CURVES = (
+    "round",
+    "eval/success_rate",
+    "eval/success_low",
+    "eval/success_high",
+    "round/beta",
+    "rollout/student_turn_rate",
+    "round/loss",
+    "rollout/num_labels",
+)
+"""What of a row is drawn."""
+MAX_DATA_BYTES = 9_500_000
+"""Of episodes and curves; long texts are cut in the middle, so that a page can still be sent around."""
+MAX_FAILURES = 200
+"""Rows of a run's `failures.csv` that are shown."""
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A page and what there is to say about it.
+
+    Attributes:
+        html: the page.
+        num_shown: episodes in it.
+        num_episodes: episodes that the runs have.
+        complaints: a sentence for each part of a run that could not be read.
+    """
+
+    html: str
+    num_shown: int
+    num_episodes: int
+    complaints: Sequence[str]
+
+
+@dataclass(slots=True)
+class Columns:
+    """Episodes and turns as columns of small numbers, every text once.
+
+    Attributes:
+        texts: each text's place in the table of texts.
+        episodes, turns: columns by name; a turn belongs to the last episode whose `first_turn` is not after it.
+    """
+
+    texts: dict[str, int] = field(default_factory=dict)
+    episodes: dict[str, list[Any]] = field(default_factory=dict)
+    turns: dict[str, list[Any]] = field(default_factory=lambda: {"actor": []})
+
+    def add(self, run_index: int, group: EpisodeGroup, episode: Episode) -> None:
+        """Append an episode of this run and group."""
+        row = {
+            "run": run_index,
+            "round": group.round_index,
+            "phase": group.phase,
+            "episode": episode.episode_index,
+            "task": self._text(episode.task_id),
+            "stop_reason": episode.stop_reason.value,
+            "error": self._text(episode.error),
+            "first_turn": len(self.turns["actor"]),
+        }
+        _append(self.episodes, row)
+        for turn in episode.turns:
+            _append(self.turns, self._turn(turn))
+
+    def _turn(self, turn: Turn) -> dict[str, Any]:
+        return {
+            "actor": turn.actor.value[0].upper(),
+            "observation": self._text(turn.observation),
+            "action": self._text(turn.response_text),
+            "label": None if turn.label_text is None else self._text(turn.label_text),
+            "beta": _plain(turn.beta),
+            "coin": _plain(turn.coin),
+            "kappa": turn.kappa,
+            "valid": int(turn.valid),
+            "reward": _plain(turn.reward),
+            "finish_reason": self._text(turn.finish_reason),
+        }
+
+    def _text(self, text: str) -> int:
+        return self.texts.setdefault(text, len(self.texts))
+
+
+def make_report(runs: Sequence[Run], max_episodes: int) -> Report:
+    """Return the page of these runs with at most so many of their episodes, evenly from every phase of every round.
+
+    Raises:
+        StoreError: a manifest was damaged since the runs were loaded.
+    """
+    folders = [run.folder for run in runs]
+    found = [episode_groups(folder) if folder else ([], []) for folder in folders]
+    complaints = list(dict.fromkeys(complaint for _, some in found for complaint in some))
+    places = [(run_index, group) for run_index, (groups, _) in enumerate(found) for group in groups]
+    columns = _columns(places, max_episodes, complaints)
+    num_shown, num_episodes = len(columns.episodes.get("run", ())), sum(len(group) for _, group in places)
+    html = _page(
+        runs=[_about(run, groups) for run, (groups, _) in zip(runs, found, strict=True)],
+        differing=differing(runs),
+        complaints=complaints,
+        num_shown=num_shown,
+        num_episodes=num_episodes,
+        data=_data(runs, columns),
+    )
+    return Report(html=html, num_shown=num_shown, num_episodes=num_episodes, complaints=complaints)
+
+
+def differing(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return for each run what it sets that is not the same in all, `paths.` left out."""
+    configs = [{key: _said(value) for key, value in flat(run.config).items() if value is not None} for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("paths."))
+    varied = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    return [{key: config[key] for key in varied if key in config} for config in configs]
+
+
+def cut_to(texts: Sequence[str], max_bytes: int) -> list[str]:
+    """Return the texts, the longest cut in the middle to one length, so that together they fit in about `max_bytes`."""
+    sizes = [len(_json(text).encode()) for text in texts]
+    limit = _fitting(sizes, max_bytes)
+    return [
+        text if size <= limit else _cut(text, limit * len(text) // size)
+        for text, size in zip(texts, sizes, strict=True)
+    ]
+
+
+def _fitting(sizes: Iterable[int], total: int) -> int:
+    """Return the largest limit such that the sizes, each cut down to it, have at most this total."""
+    ascending = sorted(sizes)
+    for place, size in enumerate(ascending):
+        even = total // (len(ascending) - place)
+        if size > even:
+            return even
+        total -= size
+    return ascending[-1] if ascending else 0
+
+
+def _cut(text: str, length: int) -> str:
+    half = max(0, length - 60) // 2
+    end = len(text) - half
+    return f"{text[:half]}\n[... {end - half:,} characters left out of this page ...]\n{text[end:]}"
+
+
+def _columns(places: Sequence[tuple[int, EpisodeGroup]], limit: int, complaints: list[str]) -> Columns:
+    columns = Columns()
+    shares = spread([len(group) for _, group in places], limit)
+    for (run_index, group), share in zip(places, shares, strict=True):
+        try:
+            episodes = group.read(evenly(len(group), share))
+        except StoreError as error:
+            complaints.append(str(error))
+            continue
+        for episode in episodes:
+            columns.add(run_index, group, episode)
+    return columns
+
+
+def _data(runs: Sequence[Run], columns: Columns) -> str:
+    """Return what the page's script reads, as JSON."""
+    rows = [[{key: _plain(row[key]) for key in CURVES if key in row} for row in run.rows] for run in runs]
+    data: dict[str, Any] = {
+        "runs": [{"name": run.name, "rows": row} for run, row in zip(runs, rows, strict=True)],
+        "infrastructure": [reason.value for reason in StopReason if reason.is_infrastructure],
+        "episodes": columns.episodes,
+        "turns": columns.turns,
+    }
+    data["texts"] = cut_to(list(columns.texts), MAX_DATA_BYTES - len(_json(data)))
+    return _json(data)
+
+
+def _about(run: Run, groups: Sequence[EpisodeGroup]) -> dict[str, Any]:
+    """Return what the head and the tables of the page say of a run."""
+    manifest: Mapping[str, Any] = {}
+    if run.folder:
+        manifest = read_json(run.folder / "manifest.json", "restore it from a copy, or leave this run out")
+    opened = [group for group in groups if group.is_open]
+    return {
+        "run": run,
+        "method": manifest.get("choices", {}).get("method") or run.config.get("name", ""),
+        "seed": run.config.get("seed", ""),
+        "commit": manifest.get("commit", ""),
+        "command": " ".join(manifest.get("command", ())),
+        "created": manifest.get("created", ""),
+        "config": flat(run.config),
+        "success": next((row for row in reversed(run.rows) if "eval/success_rate" in row), {}),
+        "loss": run.rows[-1].get("round/loss") if run.rows else None,
+        "num_labels": sum(row.get("rollout/num_labels", 0) for row in run.rows),
+        "num_rounds": flat(run.config).get("rounds.num_rounds"),
+        "open_rounds": [(group.round_index, len(group)) for group in opened],
+        "tables": [(phase, stop_table(groups, phase)) for phase in (COLLECT, EVALUATE)],
+        "failures": _failures(run.folder),
+    }
+
+
+def stop_table(groups: Sequence[EpisodeGroup], phase: str) -> dict[str, Any]:
+    """Return how often each stop reason occurred in each round of a phase, infrastructure last."""
+    chosen = [group for group in groups if group.phase == phase]
+    counts = [Counter(group.stop_reasons) for group in chosen]
+    reasons = [reason for reason in StopReason if any(count[reason.value] for count in counts)]
+    return {
+        "rounds": [(group.round_index, group.is_open, len(group)) for group in chosen],
+        "reasons": [
+            (reason.value, reason.is_infrastructure, [count[reason.value] for count in counts]) for reason in reasons
+        ],
+    }
+
+
+def _failures(folder: Path | None) -> tuple[list[str], list[list[str]], int]:
+    """Return columns, first rows and number of rows of `failures.csv`."""
+    path = folder / "failures.csv" if folder else None
+    if path is None or not path.is_file():
+        return [], [], 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        columns, *rows = list(csv.reader(file)) or [[]]
+    return columns, rows[:MAX_FAILURES], len(rows)
+
+
+def _page(**values: Any) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("report_charts.js", "report.js"))
+    values |= {
+        "css": Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        "script": Markup(script),  # noqa: S704 - our own files
+        # The browser runs the script with this hash and no other, whatever a text may hold.
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "data": Markup(values["data"]),  # noqa: S704 - holds no `<`, see `_json`
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters |= {"said": _said, "short": _short}
+    return environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8")).render(values)
+
+
+def _short(key: str, value: str) -> str:
+    """Return `mixing=TurnMixture` for `mixing._target_=dagger_exp.policies.mixture.TurnMixture`, others whole."""
+    part, target, _ = key.partition("._target_")
+    return f"{part}={value.rpartition('.')[2]}" if target else f"{key}={value}"
+
+
+def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        columns.setdefault(name, []).append(value)
+
+
+def _plain(value: float | None) -> float | None:
+    """Return a number short enough for a page; None for what JSON cannot hold."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _json(value: Any) -> str:
+    """Return JSON without `<`, so that no text in it can end the element of the page that holds it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _said(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,92 @@
+"""dagger-sweep: how a sweep stands, from disk; works without the process that launched it.
+
+dagger-sweep status outputs/sweeps/beta      each job: state, round, success so far, last error, SLURM id
+dagger-sweep resume outputs/sweeps/beta      launch again what is not finished, as it was launched
+dagger-sweep cancel outputs/sweeps/beta      end what is pending or running; `resume` goes on later
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dagger_exp.cli.jobs import ALIVE, CANCELLED, COMMAND_TIMEOUT_S, WIDTH, JobState, job_states, read_sweep, set_state
+from dagger_exp.errors import StoreError
+
+STYLES = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "cancelled": "yellow"}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["status", "resume", "cancel"])
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    try:
+        found = read_sweep(arguments.folder)
+        if arguments.action == "resume":
+            resume(arguments.folder, found["command"], found["overrides"])
+        states = job_states(arguments.folder.resolve(), list(found["jobs"]))
+        if arguments.action == "cancel":
+            cancel(arguments.folder.resolve(), states)
+        else:
+            show(found["name"], states)
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def show(name: str, states: Sequence[JobState]) -> None:
+    """Print a line per job, and how many there are of each state."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("job", "state", "rounds", "success", "SLURM id", "last error"):
+        table.add_column(heading, overflow="fold")
+    for state in states:
+        success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
+        style = STYLES.get(state.state, "")
+        shown = f"[{style}]{state.state}[/]" if style else state.state
+        table.add_row(state.name, shown, str(state.num_rounds), success, state.slurm_id, state.error)
+    console.print(table, highlight=False)
+    counts = {word: sum(state.state == word for state in states) for word in dict.fromkeys(s.state for s in states)}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    console.print(f"{name}: {len(states)} jobs: {told}", highlight=False)
+
+
+def resume(folder: Path, command: str, overrides: Sequence[str]) -> None:
+    """Become the command that launches the sweep again, into the same folder."""
+    others = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
+    program = str(Path(sys.executable).with_name(f"dagger-{command}"))
+    os.execv(program, [program, "-m", *others, f"hydra.sweep.dir='{folder.resolve()}'"])  # noqa: S606 - our own command
+
+
+def cancel(folder: Path, states: Sequence[JobState]) -> None:
+    """End what is pending or running, so that nothing starts it again by itself."""
+    alive = [state for state in states if state.state in ALIVE]
+    for state in alive:
+        (folder / state.name).mkdir(exist_ok=True)
+        (folder / state.name / CANCELLED).touch()
+    ids = [state.slurm_id for state in alive if state.slurm_id]
+    if ids and shutil.which("scancel"):
+        subprocess.run(["scancel", *ids], check=False, timeout=COMMAND_TIMEOUT_S)  # noqa: S603, S607
+    for state in alive:
+        if not state.slurm_id and state.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGTERM)
+        if state.state == "pending":
+            set_state(folder / state.name, "cancelled")
+    print(f"{len(alive)} of {len(states)} jobs are cancelled; go on with: dagger-sweep resume {folder}")
+
+
+if __name__ == "__main__":
+    main()

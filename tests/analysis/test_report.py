@@ -1,0 +1,245 @@
+"""The page holds what the store holds, whatever the texts are, and asks nothing of the net."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagger_exp.analysis.episodes import evenly, spread
+from dagger_exp.analysis.load import load_runs
+from dagger_exp.analysis.report import cut_to, differing, make_report
+from dagger_exp.cli.report import main, report
+from dagger_exp.store.compaction import compact
+from dagger_exp.store.files import write_json
+from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.store import Store
+from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
+
+HOSTILE = "</script><script>alert(1)</script><!-- <script> ]]> & \u2028 \x00"
+
+
+def make_turn(index: int, **changes: Any) -> Turn:
+    """Return a turn of the student with a label that differs where the index is odd."""
+    fields: dict[str, Any] = {
+        "turn_index": index,
+        "actor": Actor.STUDENT,
+        "observation": f"line one {index}\nline two",
+        "context_ids": (1,),
+        "starts_branch": index == 0,
+        "response_text": "look",
+        "response_ids": (2,),
+        "label_text": "go" if index % 2 else "look",
+        "label_ids": (3,),
+        "beta": 0.25,
+        "coin": 0.5,
+    }
+    return Turn(**fields | changes)
+
+
+def make_episode(round_index: int, index: int, **changes: Any) -> Episode:
+    """Return an episode of three turns."""
+    fields: dict[str, Any] = {
+        "task_id": f"task-{index}",
+        "stop_reason": StopReason.SOLVED,
+        "turns": tuple(make_turn(turn_index) for turn_index in range(3)),
+    }
+    return Episode(round_index, index, **fields | changes)
+
+
+def make_run(folder: Path, closed: Sequence[Episode], opened: Sequence[Episode] = (), **status: str) -> Path:
+    """Write a run folder: round 0 is closed, round 1 is open where it has episodes; with one evaluation."""
+    store = Store(folder / "rounds", folder.name)
+    for episode in (*closed, *opened):
+        store.commit(episode)
+    store.close_round(0, len(closed), {})
+    compact(folder / "eval" / "round_000.parquet", (episode_to_rows(folder.name, episode) for episode in closed))
+    row = {"round": 0, "round/beta": 0.5, "round/loss": float("nan"), "rollout/num_labels": 6, "eval/success_rate": 0.5}
+    config = {"seed": 0, "name": folder.name, "rounds": {"num_rounds": 2}}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "config": config,
+        "commit": "c0ffee",
+        "command": ["dagger-train", "a=<b>"],
+    }
+    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "status.json", {"state": "finished", "error": ""} | status)
+    write_json(folder / "summary.json", {"rounds": [row]})
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Give a finished run of two episodes."""
+    return make_run(tmp_path / "run", [make_episode(0, 0), make_episode(0, 1, stop_reason=StopReason.TIMEOUT)])
+
+
+def page_of(*folders: Path, max_episodes: int = 500) -> str:
+    """Return the page of these runs."""
+    return make_report(load_runs(folders)[0], max_episodes).html
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """Return what the page's script reads, as a browser finds it."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_has_the_turns_of_the_store(run_folder: Path) -> None:
+    data = data_of(page_of(run_folder))
+    texts, turns, episodes = data["texts"], data["turns"], data["episodes"]
+    expected = [
+        turn for episode in Store.open(run_folder / "rounds").read(0).episodes([0, 1]) for turn in episode.turns
+    ]
+    assert [texts[text] for text in turns["observation"][:6]] == [turn.observation for turn in expected]
+    assert [texts[text] for text in turns["action"][:6]] == [turn.response_text for turn in expected]
+    assert [texts[text] for text in turns["label"][:6]] == [turn.label_text for turn in expected]
+    assert turns["coin"][:6] == [turn.coin for turn in expected]
+    assert set(turns["actor"]) == {"S"}
+    assert episodes["phase"] == ["collect", "collect", "evaluate", "evaluate"]
+    assert episodes["stop_reason"] == ["solved", "timeout"] * 2
+    assert episodes["first_turn"] == [0, 3, 6, 9]
+    assert len(texts) == len(set(texts))
+
+
+def test_no_figure_that_json_cannot_hold_reaches_the_page(run_folder: Path) -> None:
+    assert data_of(page_of(run_folder))["runs"][0]["rows"][0]["round/loss"] is None
+
+
+def test_the_page_has_no_outside_address(run_folder: Path) -> None:
+    html = page_of(run_folder)
+    addresses = re.findall(
+        r"""(?:https?:)?//[\w.-]+\.\w+[^\s"']*""", re.sub(r"^\s*//.*$", "", html, flags=re.MULTILINE)
+    )
+    assert set(addresses) <= {"http://www.w3.org/2000/svg"}  # the name of SVG, which nobody fetches
+    assert re.findall(r'(?:src|href)="([^"]*)"', html) == ["data:,"]
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    turn = make_turn(0, observation=HOSTILE, response_text=HOSTILE, label_text=HOSTILE + "!")
+    hostile = make_episode(0, 0, task_id=HOSTILE, turns=(turn,), error=HOSTILE)
+    folder = make_run(tmp_path / "run", [hostile], state="failed", error=HOSTILE)
+    (folder / "failures.csv").write_text(f'phase,error\ncollect,"{HOSTILE}"\n')
+    html = page_of(folder)
+    assert "<script>alert" not in html
+    assert html.count("</script>") == 2  # the data's and the code's
+    data = data_of(html)
+    assert data["texts"][data["turns"]["observation"][0]] == HOSTILE
+    assert data["texts"][data["episodes"]["task"][0]] == HOSTILE
+
+
+def test_the_head_tells_how_a_run_failed(tmp_path: Path) -> None:
+    html = page_of(make_run(tmp_path / "run", [make_episode(0, 0)], state="failed", error="the engine died"))
+    assert "the engine died" in html
+    assert "c0ffee" in html
+    assert "rounds.num_rounds" in html
+
+
+def test_an_open_round_is_shown_and_named(tmp_path: Path) -> None:
+    opened = [make_episode(1, 0), make_episode(1, 3, turns=(), stop_reason=StopReason.ENGINE)]
+    html = page_of(make_run(tmp_path / "run", [make_episode(0, 0)], opened, state="running"))
+    assert "round 1 is still open; its 2 committed" in html
+    assert data_of(html)["episodes"]["round"] == [0, 1, 1, 0]
+    assert data_of(html)["episodes"]["episode"] == [0, 0, 3, 0]
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    write_json(tmp_path / "run" / "manifest.json", {"schema_version": SCHEMA_VERSION, "config": {}})
+    html = page_of(tmp_path / "run")
+    assert "No episode is on the disk yet" in html
+    assert data_of(html)["episodes"] == {}
+
+
+def test_several_runs_are_told_apart(run_folder: Path) -> None:
+    other = make_run(run_folder.parent / "other", [make_episode(0, 0)])
+    html = page_of(run_folder, other)
+    assert [run["name"] for run in data_of(html)["runs"]] == ["run", "other"]
+    assert data_of(html)["episodes"]["run"] == [0] * 4 + [1] * 2
+    assert "<code>name=run</code>" in html
+    assert [list(keys) for keys in differing(load_runs([run_folder, other])[0])] == [["name"], ["name"]]
+
+
+def test_a_page_takes_its_episodes_from_every_phase_of_every_round(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [make_episode(0, index) for index in range(8)], [make_episode(1, 0)])
+    html = page_of(folder, max_episodes=5)
+    assert data_of(html)["episodes"]["round"] == [0, 0, 1, 0, 0]
+    assert data_of(html)["episodes"]["episode"] == [0, 4, 0, 0, 4]
+    assert "5 of 17 episodes are in this page" in html
+
+
+def test_shares_are_as_even_as_the_sizes_allow() -> None:
+    assert spread([100, 3, 100], 43) == [20, 3, 20]
+    assert spread([2, 2], 100) == [2, 2]
+    assert spread([], 5) == []
+    assert evenly(10, 3) == [0, 3, 6]
+
+
+def test_long_texts_are_cut_in_the_middle_and_say_so() -> None:
+    texts = ["short", "a" * 1000 + "z" * 1000, "<" * 500]
+    cut = cut_to(texts, 2000)
+    assert cut[0] == "short"
+    assert re.fullmatch(r"a+\n\[\.\.\. [\d,]+ characters left out of this page \.\.\.\]\nz+", cut[1])
+    assert sum(len(json.dumps(text).replace("<", "......")) for text in cut) <= 2000
+    assert cut_to(texts, 10_000) == texts
+
+
+def test_a_damaged_part_is_named_and_the_rest_is_shown(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_folder / "rounds" / "000" / "episodes.parquet").write_bytes(b"half")
+    (run_folder.parent / "broken").mkdir()
+    report([run_folder, run_folder.parent / "broken"], None, 500)
+    captured = capsys.readouterr()
+    assert "2 of 2 episodes" in captured.out
+    assert "warning: " in captured.err
+    assert "episodes.parquet is missing or damaged" in captured.err
+    assert "broken is no run folder" in captured.err
+    assert "Not everything could be read" in (run_folder / "report.html").read_text()
+
+
+def test_where_a_page_is_written(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_run(tmp_path / "other", [make_episode(0, 0)])
+    monkeypatch.chdir(tmp_path)
+    report([run_folder], None, 500)
+    report([tmp_path], None, 500)
+    report([run_folder, other], None, 500)
+    report([other], tmp_path / "new" / "page.html", 500)
+    for place in ("run/report.html", "report.html", "outputs/report.html", "new/page.html"):
+        assert (tmp_path / place).is_file(), place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (lambda folder: [folder.parent / "nothing"], "there is no run to report on"),
+        (lambda folder: [folder, "--output", folder / "manifest.json" / "x.html"], "cannot be written"),
+        (lambda folder: [folder, "--episodes", "many"], "'many' is not a number of episodes"),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(
+    arguments: Callable[[Path], list[Any]],
+    sentence: str,
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dagger-report", *map(str, arguments(run_folder))])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_help_needs_no_heavy_package() -> None:
+    code = (
+        "import sys, dagger_exp.cli.report; print({'torch', 'scipy', 'hydra', 'pyarrow', 'jinja2'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,144 @@
+"""A SLURM cluster of one machine: real munged, slurmctld and slurmd on loopback, started for the tests and stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+CLUSTER = """
+ClusterName=tests
+SlurmctldHost=localhost
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={place}/munge/socket
+CredType=cred/munge
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd.pid
+SlurmctldLogFile={place}/slurmctld.log
+SlurmdLogFile={place}/slurmd.log
+ProctrackType=proctrack/cgroup
+TaskPlugin=task/cgroup
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SwitchType=switch/none
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+MinJobAge=600
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+# The node may say that it has more cores than it has.
+SlurmdParameters=config_overrides
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=low Nodes=localhost Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=high Nodes=localhost MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+CGROUPS = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+CgroupAutomount=no
+ConstrainCores=no
+ConstrainRAMSpace=no
+ConstrainSwapSpace=no
+ConstrainDevices=no
+"""
+SACCT = Path(__file__).parents[2] / "slurm" / "sacct"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Yield the environment in which SLURM's commands speak to this cluster."""
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        pytest.skip(f"SLURM is not installed: no {', '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.skip("SLURM's daemons need root here")
+    place = tmp_path_factory.mktemp("slurm")
+    environment = configured(place)
+    try:
+        start(place, environment)
+        yield environment
+    finally:
+        stop(place, environment)
+
+
+def configured(place: Path) -> dict[str, str]:
+    """Write the cluster's configuration; without accounting, `sacct` is the one that we ship."""
+    for folder in (place, *place.parents):
+        with suppress(PermissionError):
+            folder.chmod(folder.stat().st_mode | 0o011)  # munged, another user, comes through
+    for name in ("state", "spool", "munge", "bin"):
+        (place / name).mkdir(mode=0o755)
+    shutil.chown(place / "munge", "munge")
+    text = CLUSTER.format(place=place, controller_port=free_port(), node_port=free_port())
+    (place / "slurm.conf").write_text(text)
+    (place / "cgroup.conf").write_text(CGROUPS)
+    (place / "bin" / "sacct").symlink_to(SACCT)
+    path = f"{place}/bin{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "SLURM_CONF": str(place / "slurm.conf"), "PATH": path}
+
+
+def start(place: Path, environment: dict[str, str]) -> None:
+    """Start the daemons and wait until the node is idle."""
+    munge = place / "munge"
+    options = [f"--socket={munge}/socket", f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log"]
+    keys = ["--key-file=/etc/munge/munge.key", f"--seed-file={munge}/seed"]
+    for command in (
+        ["runuser", "-u", "munge", "--", "munged", *keys, *options],
+        ["slurmctld", "-c", "-i", "-f", environment["SLURM_CONF"]],  # -c: a state of before could drain the node
+        ["slurmd", "-c", "-f", environment["SLURM_CONF"], "-N", "localhost"],
+    ):
+        subprocess.run(command, check=True, env=environment, timeout=30, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while "idle" not in slurm(environment, "sinfo", "--noheader", "--format=%T", "--partition=low"):
+        assert time.monotonic() < deadline, (place / "slurmctld.log").read_text()[-2000:]
+
+
+def stop(place: Path, environment: dict[str, str]) -> None:
+    """End the jobs and the daemons that `start` has started, by their ids."""
+    with suppress(subprocess.SubprocessError):
+        slurm(environment, "scancel", "--user=root")
+        deadline = time.monotonic() + 20
+        while slurm(environment, "squeue", "--noheader") and time.monotonic() < deadline:
+            pass
+    for name in ("slurmd.pid", "slurmctld.pid", "munge/munged.pid"):
+        with suppress(OSError, ValueError):
+            pid = int((place / name).read_text())
+            os.kill(pid, 15)
+            deadline = time.monotonic() + 20
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                pass
+
+
+def slurm(environment: dict[str, str], *command: str) -> str:
+    """Return what a command of SLURM prints; they can hang for ever, so each has a limit."""
+    return subprocess.run(
+        list(command), env=environment, capture_output=True, text=True, timeout=20, check=False
+    ).stdout.strip()
+
+
+def free_port() -> int:
+    """Return a port of the loopback that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
