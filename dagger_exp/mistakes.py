@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -130,6 +131,7 @@ def _first(pattern: str, text: str) -> str:
 
 
 def _known_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
+    GlobalHydra.instance().clear()  # inside of a sweep it is in use, and that has just failed
     with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
         try:
             cfg = compose(config_name, list(overrides))

@@ -14,14 +14,14 @@ from dagger_exp.cli.jobs import COMMAND_TIMEOUT_S, slurm_id
 def requeue(heard: signal.Signals) -> bool:
     """Ask SLURM to start this job again; return whether it will.
 
-    After a TERM that means the job was cancelled it stays so; after one that means it was preempted SLURM may requeue
-    it by itself, and our asking then changes nothing.
+    A TERM at a job that SLURM still calls running comes before a preemption, which may or may not requeue by itself. One
+    at a job that SLURM is ending comes from `scancel`, and to start that one again is nobody's wish.
     """
     if not slurm_id() or os.environ.get("SLURM_PROCID", "0") != "0" or shutil.which("scontrol") is None:
         return False
-    if heard is signal.SIGTERM and _job_field("JobState") == "CANCELLED":
+    if heard is signal.SIGTERM and _job_field("JobState") != "RUNNING":
         return False
-    return _scontrol("requeue", slurm_id()).returncode == 0 or _job_field("JobState") in ("PREEMPTED", "PENDING")
+    return _scontrol("requeue", slurm_id()).returncode == 0
 
 
 def _job_field(name: str) -> str:

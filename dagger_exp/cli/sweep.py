@@ -47,20 +47,23 @@ def main() -> None:
 
 
 def show(name: str, states: Sequence[JobState]) -> None:
-    """Print a line per job, and how many there are of each state."""
+    """Print a line per job, how many there are of each state, and what ended those that failed."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("job", "state", "rounds", "success", "SLURM id", "last error"):
+    for heading in ("job", "state", "rounds", "success", "SLURM id"):
         table.add_column(heading, overflow="fold")
     for state in states:
         success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
         style = STYLES.get(state.state, "")
         shown = f"[{style}]{state.state}[/]" if style else state.state
-        table.add_row(state.name, shown, str(state.num_rounds), success, state.slurm_id, state.error)
+        table.add_row(state.name, shown, str(state.num_rounds), success, state.slurm_id)
     console.print(table, highlight=False)
     counts = {word: sum(state.state == word for state in states) for word in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
     console.print(f"{name}: {len(states)} jobs: {told}", highlight=False)
+    for state in states:
+        if state.error:
+            console.print(f"{state.name}: {state.error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def resume(folder: Path, command: str, overrides: Sequence[str]) -> None:

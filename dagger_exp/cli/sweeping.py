@@ -104,7 +104,7 @@ def expanded(hydra: Hydra, typed: Sequence[str], command: str, config_dir: str |
     typed_keys = {override.split("=", 1)[0] for override in typed}
     fixed += [override for override in more_fixed if override.split("=", 1)[0] not in typed_keys]
     swept = {key: values for key, values in more_swept.items() if key not in typed_keys} | swept
-    name = slug(chosen.sweep_name or "-".join(swept) or "single")
+    name = chosen.sweep_name or slug("-".join(swept)) or "single"
     fixed = [o for o in fixed if not o.startswith("sweep_name=")] + [f"sweep_name={name}"]
     jobs = [job(hydra, fixed, choice, command) for choice in choices(swept)]
     names = [one.name for one in jobs]

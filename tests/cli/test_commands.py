@@ -130,20 +130,3 @@ def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) ->
     assert call("collect", "debug=default", *without, f"hydra.run.dir={tmp_path}/run").code == 0
     manifest = json.loads((tmp_path / "run" / "rounds" / "000" / "manifest.json").read_text())
     assert (manifest["num_episodes"], manifest["num_labels"]) == (3, 0)
-
-
-def test_each_job_of_a_sweep_has_its_folder_and_wandb_run_and_a_failed_one_stops_no_other(
-    call: Call, tmp_path: Path
-) -> None:
-    values = ("rounds.num_rounds=1", "schedule.floor=2,0,0.1", "logger=wandb_offline")
-    answer = call("train", "-m", *QUICK, *values, f"hydra.sweep.dir={tmp_path}/sweep")
-    assert answer.code == 1
-    assert "error: schedule.floor is 2; a probability lies in [0, 1]." in answer.err
-    assert "Traceback" not in answer.err
-    jobs = [tmp_path / "sweep" / str(number) for number in range(3)]
-    states = [json.loads((job / "status.json").read_text())["state"] for job in jobs]
-    assert states == ["failed", "finished", "finished"]
-    ids = [json.loads((job / "manifest.json").read_text())["run_id"] for job in jobs[1:]]
-    logs = [next((job / "wandb").glob("offline-run-*/*.wandb")).stem for job in jobs[1:]]
-    assert logs == [f"run-{run_id}" for run_id in ids]
-    assert ids[0] != ids[1]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def said(environment: Environment, place: Path, *command: str) -> subprocess.Com
 
 
 def slurm(environment: Environment, *command: str) -> str:
-    done = subprocess.run(list(command), env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(list(command), env=environment, capture_output=True, text=True, timeout=10, check=False)
     return done.stdout.strip()
 
 
@@ -72,7 +73,8 @@ def test_a_sweep_survives_signals_preemption_and_a_failed_job(cluster: Environme
             jobs = list(until(lambda: (sweep / "sweep.json").exists() and names(sweep), "the sweep was not written"))
             damage(sweep / jobs[-1])
             usr2 = until(lambda: in_the_middle(sweep, jobs[:4]), "no job reached round 1")
-            slurm(cluster, "scancel", "--signal=USR2", state_of(sweep, usr2).slurm_id)
+            with suppress(subprocess.TimeoutExpired):  # scancel waits for a job that is requeued before it is answered
+                slurm(cluster, "scancel", "--signal=USR2", state_of(sweep, usr2).slurm_id)
             preempted = preempt_one(cluster, sweep, [name for name in jobs[:-1] if name != usr2])
             until(lambda: restart_held(cluster) or launcher.poll() is not None, "the sweep did not end")
         finally:
@@ -81,8 +83,8 @@ def test_a_sweep_survives_signals_preemption_and_a_failed_job(cluster: Environme
         assert "11 of 12 jobs are finished" in launcher.stdout.read().decode()
     assert launcher.returncode == 1
     check_the_failed_one(cluster, sweep, jobs[-1])
-    for name, heard in ((usr2, "SIGUSR2"), (preempted, "SIGTERM")):
-        assert heard in (sweep / name / "train.log").read_text()
+    for name in (usr2, preempted):
+        assert "the run is preempted" in (sweep / name / "train.log").read_text()
         assert table(sweep / name) == table(undisturbed(cluster, tmp_path, sweep, name))
     mend(sweep / jobs[-1])
     check_the_second_launch(cluster, sweep, jobs)
@@ -101,8 +103,8 @@ def mend(folder: Path) -> None:
 def check_the_failed_one(environment: Environment, sweep: Path, name: str) -> None:
     shown = said(environment, sweep, "dagger-sweep", "status", str(sweep)).stdout
     assert "12 jobs: 11 finished, 1 failed" in shown
-    line = next(line for line in shown.splitlines() if line.startswith(name))
-    assert re.search(r"failed +0 +\d+_11 +.*store\.json has schema version None", line)
+    assert re.search(rf"{name} +failed +0 +\d+_11", shown)
+    assert re.search(rf"{name}: .*store\.json has schema version None", shown)
     shown = slurm(environment, "scontrol", "--oneliner", "show", "job", state_of(sweep, name).slurm_id)
     assert "JobState=FAILED" in shown
     assert "Traceback" in (sweep / name / "train.log").read_text()
@@ -159,7 +161,7 @@ def preempt_one(environment: Environment, sweep: Path, jobs: list[str]) -> str:
     def has_left() -> str | None:
         for name in jobs:
             log = sweep / name / "train.log"
-            if log.exists() and "SIGTERM" in log.read_text():
+            if log.exists() and "the run is preempted" in log.read_text():
                 return name
         return None
 

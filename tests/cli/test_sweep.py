@@ -1,0 +1,209 @@
+"""Sweeps on one machine: what is shown, what a job is called, what a second launch does, what a signal does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagger_exp.cli.manifest import config_hash
+from dagger_exp.config import compose_checked
+from dagger_exp.mistakes import options
+
+BIN = Path(sys.executable).parent
+QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")
+Call = Callable[..., Any]
+
+
+def jobs_of(sweep: Path) -> list[str]:
+    return list(json.loads((sweep / "sweep.json").read_text())["jobs"])
+
+
+def state_of(folder: Path) -> str:
+    return json.loads((folder / "status.json").read_text())["state"]
+
+
+def test_a_dry_run_shows_the_jobs_and_starts_none(call: Call, tmp_path: Path) -> None:
+    answer = call("train", "-m", *QUICK, "schedule=linear,constant", "schedule.start=1.0,0.5", "dry_run=true")
+    assert answer.code == 0, answer.err
+    assert "sweep schedule-schedule.start in" in answer.out
+    assert "4 jobs: 4 new. To come: 160 labels, 16 steps." in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_sweep_file_expands_to_legal_jobs_over_six_seeds(call: Call, tmp_path: Path, name: str) -> None:
+    answer = call("train", f"sweep={name}", "dry_run=true")
+    assert answer.code == 0, answer.err
+    shown = re.search(r"(\d+) jobs: (\d+) new\.", answer.out)
+    assert shown is not None
+    assert int(shown[1]) % 6 == 0
+    assert f"sweep {name} in" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_typed_replaces_what_a_sweep_file_says(call: Call) -> None:
+    answer = call("train", "sweep=beta", "seed=7", "schedule=linear,paper", "dry_run=true")
+    assert "2 jobs: 2 new." in answer.out
+    assert re.search(r"0 +linear +new", answer.out)
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["seed=0,1", "schedule=linear,lnear"], "schedule=lnear does not exist; did you mean schedule=linear?"),
+        (["seed=0,1", "rounds.num_round=3"], "rounds.num_round is unknown; did you mean rounds.num_rounds?"),
+        (["seed=0,0"], "1 jobs are in the sweep twice, as seed-0_"),
+        (["schedule.start=interval(0,1)"], "schedule.start=interval(0,1) has no steps; list values, as in "),
+        (["seed=0,1", "launcher=slrm"], "launcher=slrm does not exist; did you mean launcher=slurm?"),
+        (["seed=0,1", "launcher=slurm", "hydra.launcher.partitoin=x"], "hydra.launcher.partitoin is unknown"),
+        (["sweep=bta"], "sweep=bta does not exist; did you mean sweep=beta?"),
+    ],
+)
+def test_a_mistake_in_a_sweep_starts_nothing(call: Call, tmp_path: Path, typed: list[str], sentence: str) -> None:
+    answer = call("train", "-m", *QUICK, *typed)
+    assert answer.code == 2, answer.out
+    assert answer.err.startswith(f"error: {sentence}"), answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_is_for_sweeps(call: Call) -> None:
+    answer = call("train", "dry_run=true")
+    assert answer.err.startswith("error: dry_run=true shows the jobs of a sweep; add -m")
+
+
+def test_without_slurm_its_launcher_says_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    answer = call("train", "-m", *QUICK, "seed=0,1", "launcher=slurm")
+    assert answer.code == 2
+    assert answer.err.startswith("error: launcher=slurm finds no SLURM commands on this machine")
+
+
+def hashed(*overrides: str) -> str:
+    return config_hash(compose_checked("train", list(overrides)), "train")
+
+
+def test_a_job_is_what_can_change_its_result() -> None:
+    same = hashed("seed=3")
+    assert hashed("seed=3", "logger=csv", "sweep_name=x", "launcher=slurm", "paths.output_folder=/tmp/x") == same
+    assert hashed("seed=3", "env=textworld") == hashed("seed=3", "env=textworld", "paths.cache_folder=/elsewhere")
+    others = [hashed("seed=4"), hashed("seed=3", "schedule.floor=0.1"), hashed("seed=3", "rollout.top_p=0.9")]
+    assert len({same, *others}) == 4
+    assert config_hash(compose_checked("evaluate", ["seed=3"]), "evaluate") != same
+
+
+def test_a_second_launch_runs_what_failed_and_what_is_new(call: Call, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    folder = f"hydra.sweep.dir={sweep}"
+    values = ("rounds.num_rounds=1", "logger=wandb_offline")
+    answer = call("train", "-m", *QUICK, *values, "schedule.floor=2,0,0.1", folder)
+    assert answer.code == 1
+    assert "error: schedule.floor is 2; a probability lies in [0, 1]." in answer.err
+    assert "failed: floor-2_" in answer.err
+    assert "Traceback" not in answer.err, answer.err
+    jobs = [sweep / name for name in jobs_of(sweep)]
+    assert [state_of(job) for job in jobs] == ["failed", "finished", "finished"]
+    assert [re.sub(r"_\w{8}$", "", job.name) for job in jobs] == ["floor-2", "floor-0", "floor-0.1"]
+    check_the_wandb_runs(jobs[1:])
+
+    before = [(job / "status.json").read_text() for job in jobs[1:]]
+    answer = call("train", "-m", *QUICK, *values, "schedule.floor=0,0.1,0.2", folder)
+    assert answer.code == 0, answer.err
+    assert "3 jobs: 2 finished, 1 new." in answer.out
+    assert [(job / "status.json").read_text() for job in jobs[1:]] == before
+    assert len(jobs_of(sweep)) == 4
+
+    monitor = subprocess.run([BIN / "dagger-sweep", "status", sweep], capture_output=True, text=True, check=True)
+    assert "4 jobs: 1 failed, 3 finished" in monitor.stdout
+    assert "schedule.floor is 2; a probability lies in [0, 1]." in monitor.stdout
+
+
+def check_the_wandb_runs(jobs: list[Path]) -> None:
+    """One run per job, named by its config; the sweep is the group."""
+    ids = [json.loads((job / "manifest.json").read_text())["run_id"] for job in jobs]
+    assert ids == [f"floor-{job.name[-8:]}" for job in jobs]
+    for job, run_id in zip(jobs, ids, strict=True):
+        (log,) = (job / "wandb").glob("offline-run-*/*.wandb")
+        (began,) = [record["run"] for record in inspected(log) if record["type"] == "run"]
+        assert (began["run_id"], began["run_group"], began["job_type"]) == (run_id, "floor", "train")
+        assert began["config"]["update"]["overrides"]["schedule.floor"] == job.name.split("_")[0].removeprefix("floor-")
+
+
+def inspected(log: Path) -> list[dict[str, Any]]:
+    """Return the records of an offline W&B run."""
+    command = [str(BIN / "wandb"), "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    """Return a run's rows without seconds."""
+    rows = json.loads((folder / "summary.json").read_text())["rounds"]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
+
+
+LONG = ("debug=default", "rounds.labels=200", "rounds.steps=200", "rounds.num_rounds=2", "logger=wandb_offline")
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("phase", ["collect", "train", "evaluate"])
+@pytest.mark.parametrize("heard", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_run_that_is_signalled_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, phase: str, heard: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    assert signalled(folder, f"round 2/2 +{phase}", heard) == 128 + heard
+    assert state_of(folder) == "preempted"
+    resumed = subprocess.run([BIN / "dagger-train", f"resume={folder}"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    alone = [BIN / "dagger-train", *LONG, f"hydra.run.dir={tmp_path}/alone"]
+    subprocess.run(alone, capture_output=True, check=True)
+    assert rows_of(folder) == rows_of(tmp_path / "alone")
+    check_one_wandb_history(folder)
+
+
+def signalled(folder: Path, place: str, heard: signal.Signals) -> int:
+    """Start a run, send it a signal at a place of what it prints, and return its exit code."""
+    command = [str(BIN / "dagger-train"), *LONG, f"hydra.run.dir={folder}"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while not re.search(place, said):
+            said += (line := process.stdout.readline())
+            assert line, said
+        process.send_signal(heard)
+        said += process.stdout.read()
+    assert "Traceback" not in said
+    assert f"{heard.name}: saved. Go on with:\n  dagger-train resume={folder}" in said
+    return process.returncode
+
+
+def check_one_wandb_history(folder: Path) -> None:
+    """Both offline runs have one id, and what the second adds comes after the first in the history."""
+    logs = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2
+    assert len({log.name for log in logs}) == 1
+    rounds: list[float] = []
+    steps: list[int] = []
+    for log in logs:
+        history = [record["history"] for record in inspected(log) if record["type"] == "history"]
+        # As the server does: what is not newer than what it has is dropped.
+        new = [h for h in history if not steps or h["step"]["num"] > steps[-1]]
+        own = [h["step"]["num"] for h in history]
+        assert own == sorted(set(own))
+        steps += [h["step"]["num"] for h in new]
+        rounds += [h["item"]["round"] for h in new if "eval/success_rate" in h["item"]]
+    assert rounds == [0, 1]
+    logged = [step // 3 for step in steps if step % 3 == 0]
+    assert logged == [*range(10, 401, 10)]
