@@ -120,7 +120,12 @@ def _sentence(error: Exception, config_name: str, overrides: Sequence[str], key:
 def _wrong_option(overrides: Sequence[str]) -> str:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
-        if group and options(group) and not isinstance(override.value(), str | list):
+        if (
+            group
+            and options(group)
+            and not override.is_sweep_override()
+            and not isinstance(override.value(), str | list)
+        ):
             return f"{override.input_line} is no option of {group}; choose one of {', '.join(options(group))}."
     return "an override has no key, or a value that is no option of its group; write KEY=VALUE, see --help."
 

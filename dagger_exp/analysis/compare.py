@@ -23,12 +23,22 @@ def read_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
     """Return the runs of all paths, each once, and a sentence for each that cannot be read."""
     runs: dict[str, Run] = {}
     complaints: list[str] = []
-    for path in paths:
-        found, said = _read(path)
+    offline, others = _told_apart(paths)
+    for found, said in [*map(_read, others), *([_read_offline(offline)] if offline else [])]:
         complaints += said
         for run in found:
             runs.setdefault(str(run.folder.resolve()) if run.folder else run.place, run)
     return list(runs.values()), complaints
+
+
+def _told_apart(paths: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Return the W&B offline folders, which are read together since several may be one run, and all other paths."""
+    offline, others = list[Path](), list[str]()
+    for path in paths:
+        folder = Path(path)
+        is_offline = folder.is_dir() and (any(folder.glob("*.wandb")) or any(folder.glob("offline-run-*")))
+        (offline.append(folder) if is_offline else others.append(path))
+    return offline, others
 
 
 def baseline_of(comparison: Comparison, label: str | None) -> Group:
@@ -113,11 +123,10 @@ def _read(path: str) -> tuple[list[Run], list[str]]:
             return load_server(path), []
         except StoreError as error:
             return [], [str(error)]
-    folder = Path(path)
-    if not folder.is_dir():
-        return [], [f"{path} is no folder."]
-    if any(folder.glob("*.wandb")) or any(folder.glob("offline-run-*")):
-        from dagger_exp.analysis.wandb_source import load_offline, offline_folders
+    return load_runs([Path(path)]) if Path(path).is_dir() else ([], [f"{path} is no folder."])
 
-        return load_offline(offline_folders(folder))
-    return load_runs([folder])
+
+def _read_offline(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    from dagger_exp.analysis.wandb_source import load_offline, offline_folders
+
+    return load_offline(dict.fromkeys(found for folder in folders for found in offline_folders(folder)))

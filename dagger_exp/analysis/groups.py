@@ -13,7 +13,7 @@ from typing import Any
 
 from dagger_exp.analysis.load import Run, flat
 
-IGNORED = frozenset("name seed sweep_name num_threads logger paths _wandb".split())
+IGNORED = frozenset("name seed sweep_name num_threads logger paths overrides _wandb".split())
 """Keys that change where and under which name a run writes, or which of the seeds it is."""
 CONDITIONS = (
     "env",

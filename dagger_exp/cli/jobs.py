@@ -75,6 +75,8 @@ def job_state(folder: Path, slurm_id: str, queue: Mapping[str, str] | None) -> J
         return JobState(name=folder.name, state="lost", error=str(error), slurm_id=slurm_id)
     pid = status.get("pid") if status.get("host") == socket.gethostname() else None
     state = str(status.get("state", "new"))
+    if state == "running":  # of a launch that may be another than the last to SLURM
+        slurm_id = str(status.get("slurm_id", ""))
     if state != "finished":
         state = _of_queue(state, slurm_id, queue) if slurm_id else _of_process(state, pid)
     return JobState(
@@ -103,8 +105,14 @@ def _of_process(said: str, pid: int | None) -> str:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process of this host is one of ours and runs."""
-    shown = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    return any(word in shown.stdout for word in ("dagger", "submitit", "pytest"))
+    command = Path(f"/proc/{pid}/cmdline")
+    if Path("/proc/self").exists():
+        return command.exists() and any(word in command.read_bytes() for word in (b"dagger", b"submitit", b"pytest"))
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def slurm_queue() -> dict[str, str] | None:
@@ -141,7 +149,12 @@ def read_sweep(sweep: Path) -> dict[str, Any]:
     """
     if not (sweep / "sweep.json").is_file():
         raise StoreError(f"{sweep} is no sweep folder: it has no sweep.json; give one below outputs/sweeps/.")
-    return read_json(sweep / "sweep.json", "launch the sweep again to write it anew")
+    found = read_json(sweep / "sweep.json", "launch the sweep again to write it anew")
+    if missing := {"name", "command", "launches", "jobs"} - found.keys():
+        raise StoreError(
+            f"{sweep}/sweep.json lacks {', '.join(sorted(missing))}: launch the sweep again to write it anew."
+        )
+    return found
 
 
 def set_state(folder: Path, state: str, error: str = "", **more: Any) -> None:
@@ -152,6 +165,11 @@ def set_state(folder: Path, state: str, error: str = "", **more: Any) -> None:
 def sign() -> dict[str, Any]:
     """Return where this process runs, for `status.json`."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_id": slurm_id()}
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process of its run, or the first of those that Lightning or srun started."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def slurm_id() -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import subprocess
+import time
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,12 +17,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import write_json
 from dagger_exp.types import SCHEMA_VERSION
 
 NOT_THE_RUN = ("paths", "logger", "sweep_name")
 """Groups and keys that change nothing that comes out."""
+VISIBLE_S = 60.0
+"""How long what one process has written may take to be seen by the others."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 
@@ -32,6 +36,9 @@ def open_manifest(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         StoreError: the manifest is damaged.
     """
     path = folder / "manifest.json"
+    deadline = time.monotonic() + VISIBLE_S
+    while not path.exists() and not is_first_process() and time.monotonic() < deadline:
+        time.sleep(0.1)  # the first one writes it
     if path.exists():
         return read_manifest(folder)
     hydra = HydraConfig.get()
@@ -61,12 +68,12 @@ def run_id(folder: Path, sweep: str | None) -> str:
 
 def config_hash(cfg: DictConfig, command: str) -> str:
     """Return 8 hex digits that two jobs share if they are the same run: of all that can change what comes out."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # a copy
+    copy: Any = OmegaConf.create(OmegaConf.to_container(cfg))
     for name in NOT_THE_RUN:
-        cfg.pop(name)
+        copy.pop(name)
     # Folders stand in other nodes by interpolation, as in env.cache_folder.
-    cfg.paths = {"output_folder": "", "cache_folder": ""}
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    copy.paths = {"output_folder": "", "cache_folder": ""}
+    plain = OmegaConf.to_container(copy, resolve=True)
     return hashlib.blake2b(json.dumps([command, plain], sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import subprocess
 
-from dagger_exp.cli.jobs import COMMAND_TIMEOUT_S, slurm_id
+from dagger_exp.cli.jobs import COMMAND_TIMEOUT_S, is_first_process, slurm_id
 
 
 def requeue(heard: signal.Signals) -> bool:
-    """Ask SLURM to start this job again; return whether it will.
+    """Ask SLURM to start this job again; return whether it will."""
+    if not slurm_id() or not is_first_process() or shutil.which("scontrol") is None:
+        return False
+    return not is_cancelled(heard) and _scontrol("requeue", slurm_id()).returncode == 0
 
-    A TERM at a job that SLURM still calls running comes before a preemption, which may or may not requeue by itself. One
-    at a job that SLURM is ending comes from `scancel`, and to start that one again is nobody's wish.
+
+def is_cancelled(heard: signal.Signals) -> bool:
+    """Return whether a signal means that this job shall not go on.
+
+    A TERM at a job that SLURM still calls running comes before a preemption, which may or may not requeue by itself.
+    One at a job that SLURM is ending comes from `scancel`, and to start that one again is nobody's wish.
     """
-    if not slurm_id() or os.environ.get("SLURM_PROCID", "0") != "0" or shutil.which("scontrol") is None:
+    if not slurm_id() or shutil.which("scontrol") is None:
         return False
-    if heard is signal.SIGTERM and _job_field("JobState") != "RUNNING":
-        return False
-    return _scontrol("requeue", slurm_id()).returncode == 0
+    return heard is signal.SIGTERM and _job_field("JobState") != "RUNNING"
 
 
 def _job_field(name: str) -> str:

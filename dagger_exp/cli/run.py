@@ -22,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
-from dagger_exp.cli.jobs import CANCELLED, set_state, sign
+from dagger_exp.cli.jobs import CANCELLED, is_first_process, set_state, sign
 from dagger_exp.cli.manifest import began_as
-from dagger_exp.cli.requeue import requeue
+from dagger_exp.cli.requeue import is_cancelled, requeue
 from dagger_exp.cli.sweeping import sweep
 from dagger_exp.config import register_schema
 from dagger_exp.errors import DaggerError, UserError
@@ -61,6 +61,9 @@ def run_command(command: str, job: Job) -> None:
             )()
     except JobError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was submitted goes on by itself, see: dagger-sweep status FOLDER", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -97,33 +100,37 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
         _status(folder, "running")
         yield
         _status(folder, "finished")
-    except KeyboardInterrupt:
-        if PREEMPTION.heard is not None:
-            sys.exit(stopped(folder, PREEMPTION.heard))
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - our own mistakes too are told, and shown whole
+        sys.exit(ended(folder, error, may_discard=is_new and not keep))
+
+
+def ended(folder: Path, error: BaseException, *, may_discard: bool) -> int:
+    """Say what has ended a run, and return the exit code."""
+    if PREEMPTION.heard is not None:  # whatever came of it: some imports make an error of what interrupts them
+        return stopped(folder, PREEMPTION.heard)
+    if isinstance(error, KeyboardInterrupt):
         _failed(folder, "interrupted")
         command = f"{began_as(folder)} resume={folder}"
         print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  {command}", file=sys.stderr)
-        sys.exit(130)
-    except (DaggerError, OSError) as error:
-        _failed(folder, "failed", str(error))
-        code = complain(error)
-        if is_new and not keep and isinstance(error, UserError):
-            discard(folder)
-        sys.exit(code)
-    except Exception as error:  # noqa: BLE001 - our own mistake, whatever it is: shown whole
-        _failed(folder, "failed", f"{type(error).__name__}: {error}")
-        if cause := full_disk(error):
-            sys.exit(complain(cause))
-        traceback.print_exc()
-        sys.exit(1)
+        return 130
+    is_said = isinstance(error, DaggerError | OSError)
+    _failed(folder, "failed", str(error) if is_said else f"{type(error).__name__}: {error}")
+    cause = error if is_said else full_disk(error)
+    if not isinstance(cause, DaggerError | OSError):
+        traceback.print_exception(error)
+        return 1
+    code = complain(cause)
+    if may_discard and isinstance(error, UserError):
+        discard(folder)
+    return code
 
 
 def stopped(folder: Path, heard: signal.Signals) -> int:
     """Say that a signal has ended the run, have it started again where that is ours to do, and return the exit code."""
-    is_cancelled = (folder / CANCELLED).exists()
+    is_over = (folder / CANCELLED).exists() or is_cancelled(heard)
     logging.getLogger(__name__).warning("%s", heard.name)
-    _failed(folder, "cancelled" if is_cancelled else "preempted")
-    if not is_cancelled and requeue(heard):
+    _failed(folder, "cancelled" if is_over else "preempted")
+    if not is_over and requeue(heard):
         print(f"\n{heard.name}: saved; SLURM starts this job again, and it goes on.", file=sys.stderr)
     else:
         print(f"\n{heard.name}: saved. Go on with:\n  {began_as(folder)} resume={folder}", file=sys.stderr)
@@ -181,7 +188,7 @@ def _failed(folder: Path, state: str, error: str = "") -> None:
 
 
 def _status(folder: Path, state: str, error: str = "") -> None:
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if is_first_process():
         last_line = error.strip().splitlines()[-1] if error.strip() else ""
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         set_state(folder, state, last_line, time=time, **sign())

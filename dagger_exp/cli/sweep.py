@@ -18,8 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from dagger_exp.cli.arguments import quoted
 from dagger_exp.cli.jobs import ALIVE, CANCELLED, COMMAND_TIMEOUT_S, WIDTH, JobState, job_states, read_sweep, set_state
 from dagger_exp.errors import StoreError
 
@@ -35,7 +37,7 @@ def main() -> None:
     try:
         found = read_sweep(arguments.folder)
         if arguments.action == "resume":
-            resume(arguments.folder, found["command"], found["overrides"])
+            sys.exit(resume(arguments.folder, found["command"], found["launches"]))
         states = job_states(arguments.folder.resolve(), list(found["jobs"]))
         if arguments.action == "cancel":
             cancel(arguments.folder.resolve(), states)
@@ -56,7 +58,7 @@ def show(name: str, states: Sequence[JobState]) -> None:
         success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
         style = STYLES.get(state.state, "")
         shown = f"[{style}]{state.state}[/]" if style else state.state
-        table.add_row(state.name, shown, str(state.num_rounds), success, state.slurm_id)
+        table.add_row(escape(state.name), shown, str(state.num_rounds), success, state.slurm_id)
     console.print(table, highlight=False)
     counts = {word: sum(state.state == word for state in states) for word in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
@@ -66,17 +68,21 @@ def show(name: str, states: Sequence[JobState]) -> None:
             console.print(f"{state.name}: {state.error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def resume(folder: Path, command: str, overrides: Sequence[str]) -> None:
-    """Become the command that launches the sweep again, into the same folder."""
-    others = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
-    program = str(Path(sys.executable).with_name(f"dagger-{command}"))
-    os.execv(program, [program, "-m", *others, f"hydra.sweep.dir='{folder.resolve()}'"])  # noqa: S606 - our own command
+def resume(folder: Path, command: str, launches: Sequence[Sequence[str]]) -> int:
+    """Launch all that was launched into this folder again; return the exit code."""
+    code = 0
+    for typed in launches:
+        others = [override for override in typed if not override.startswith("hydra.sweep.dir=")]
+        program = str(Path(sys.executable).with_name(f"dagger-{command}"))
+        again = [program, "-m", *others, f"hydra.sweep.dir={quoted(folder.resolve())}"]
+        code = max(code, subprocess.run(again, check=False).returncode)  # noqa: S603 - our own command
+    return code
 
 
 def cancel(folder: Path, states: Sequence[JobState]) -> None:
     """End what is pending or running, so that nothing starts it again by itself."""
     alive = [state for state in states if state.state in ALIVE]
-    for state in alive:
+    for state in [*alive, *(state for state in states if state.state == "new")]:
         (folder / state.name).mkdir(exist_ok=True)
         (folder / state.name / CANCELLED).touch()
     ids = [state.slurm_id for state in alive if state.slurm_id]
@@ -86,7 +92,7 @@ def cancel(folder: Path, states: Sequence[JobState]) -> None:
         if not state.slurm_id and state.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(state.pid, signal.SIGTERM)
-        if state.state == "pending":
+        if state.state == "pending" or (not state.slurm_id and state.pid is None):
             set_state(folder / state.name, "cancelled")
     print(f"{len(alive)} of {len(states)} jobs are cancelled; go on with: dagger-sweep resume {folder}")
 

@@ -11,6 +11,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,12 +26,14 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from dagger_exp.cli.arguments import quoted
 from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, job_states, read_sweep
 from dagger_exp.cli.manifest import config_hash, slug
 from dagger_exp.config import check, per_round
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.store.files import write_json
 
@@ -67,13 +70,13 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
         ConfigError: a job is not legal, or there is nothing to launch it with.
         SystemExit: a job failed.
     """
-    typed = [override for override in options.overrides if not override.startswith("dry_run=")]
-    is_dry = "dry_run=true" in [override.lower() for override in options.overrides]
+    typed = overrides_of(options)
+    is_dry = "dry_run=true" in options.overrides
     with initialize_config_dir(CONF_FOLDER, version_base="1.3", job_name=f"dagger-{command}"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         with said_in_one_sentence(command, typed):
-            found = expanded(hydra, typed, command, options.config_dir)
+            found = expanded(hydra, typed, command)
         states = job_states(found.folder, [job.name for job in found.jobs])
         show(found, states)
         if is_dry:
@@ -89,16 +92,33 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
     summarize(found.folder, [job.name for job in found.jobs])
 
 
-def expanded(hydra: Hydra, typed: Sequence[str], command: str, config_dir: str | None) -> Sweep:
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """Return what was typed as overrides, the search path among them.
+
+    Raises:
+        ConfigError: an option that a sweep cannot take, or a folder that is not there.
+    """
+    if options.config_name or options.config_path:
+        raise ConfigError("--config-name and --config-path cannot be swept; put an option into a folder: --config-dir.")
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {options.config_dir} is no folder.")
+    for override in options.overrides:
+        if override.startswith("dry_run=") and override not in ("dry_run=true", "dry_run=false"):
+            raise ConfigError(f"{override} is neither dry_run=true nor dry_run=false.")
+    place = quoted(Path(f"file://{Path(options.config_dir).resolve()}")) if options.config_dir else ""
+    searched = [f"hydra.searchpath=[{place.replace('file:/', 'file:///', 1)}]"] if place else []
+    return [*searched, *(override for override in options.overrides if not override.startswith("dry_run="))]
+
+
+def expanded(hydra: Hydra, typed: Sequence[str], command: str) -> Sweep:
     """Return the jobs of a sweep, with Hydra's own parser.
 
     Raises:
         ConfigError: a job is not legal, or two are the same.
     """
-    searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    typed = [*searched, *typed]
     fixed, swept = split(hydra, typed)
-    chosen = hydra.compose_config(command, fixed, RunMode.MULTIRUN)
+    first = [f"{key}={values[0]}" for key, values in swept.items()]  # keys of an option are known beside it only
+    chosen = hydra.compose_config(command, [*fixed, *first], RunMode.MULTIRUN)
     params = {key: str(value) for key, value in (chosen.hydra.sweeper.params or {}).items()}
     more_fixed, more_swept = split(hydra, [f"{key}={value}" for key, value in params.items()])
     typed_keys = {override.split("=", 1)[0] for override in typed}
@@ -106,12 +126,14 @@ def expanded(hydra: Hydra, typed: Sequence[str], command: str, config_dir: str |
     swept = {key: values for key, values in more_swept.items() if key not in typed_keys} | swept
     name = chosen.sweep_name or slug("-".join(swept)) or "single"
     fixed = [o for o in fixed if not o.startswith("sweep_name=")] + [f"sweep_name={name}"]
-    jobs = [job(hydra, fixed, choice, command) for choice in choices(swept)]
+    first = [f"{key}={values[0]}" for key, values in swept.items()]
+    master = hydra.compose_config(command, [*fixed, *first, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+    folder = Path(str(master.hydra.sweep.dir)).resolve()
+    jobs = [job(hydra, fixed, choice, command, folder) for choice in choices(swept)]
     names = [one.name for one in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{len(twice)} jobs are in the sweep twice, as {twice.pop()}; remove one of the values.")
-    master = hydra.compose_config(command, [*fixed, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
-    return Sweep(name, Path(str(master.hydra.sweep.dir)).resolve(), jobs, master)
+    return Sweep(name, folder, jobs, master)
 
 
 def split(hydra: Hydra, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -139,15 +161,17 @@ def choices(swept: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
         yield dict(zip(swept, values, strict=True))
 
 
-def job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str) -> Job:
-    """Return a job of the sweep, checked."""
+def job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str, folder: Path) -> Job:
+    """Return a job of the sweep, checked; one that is there under another slug keeps its folder."""
     overrides = [*fixed, *(f"{key}={value}" for key, value in choice.items())]
     cfg = hydra.compose_config(command, overrides, RunMode.RUN)
     with open_dict(cfg):
         del cfg["hydra"]
     check(cfg, command)
     readable = slug("-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in choice.items()))[:MAX_SLUG]
-    return Job(f"{readable.strip('-.') or 'job'}_{config_hash(cfg, command)}", overrides, choice, cfg)
+    digits = config_hash(cfg, command)
+    there = next((path.name for path in folder.glob(f"*_{digits}")), None)
+    return Job(there or f"{readable.strip('-.') or 'job'}_{digits}", overrides, choice, cfg)
 
 
 def show(found: Sweep, states: Sequence[JobState]) -> None:
@@ -160,7 +184,7 @@ def show(found: Sweep, states: Sequence[JobState]) -> None:
     for number, (one, state) in enumerate(zip(found.jobs[:SHOWN], states, strict=False)):
         success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
         table.add_row(
-            str(number), *(one.differs[key] for key in keys), state.state, str(state.num_rounds or ""), success
+            str(number), *(escape(one.differs[key]) for key in keys), state.state, str(state.num_rounds or ""), success
         )
     console.print(f"sweep [bold]{found.name}[/] in {found.folder}", highlight=False, soft_wrap=True)
     console.print(table, highlight=False)
@@ -184,10 +208,15 @@ def cost(found: Sweep, states: Sequence[JobState]) -> str:
 
 def record(found: Sweep, command: str, typed: Sequence[str]) -> None:
     """Write `sweep.json`; jobs of earlier launches stay in it."""
-    earlier = read_sweep(found.folder)["jobs"] if (found.folder / "sweep.json").exists() else {}
+    path = found.folder / "sweep.json"
+    earlier: dict[str, Any] = {"launches": [], "jobs": {}}
+    if path.exists():
+        with suppress(StoreError):  # damaged: written anew
+            earlier = read_sweep(found.folder)
     jobs = {one.name: {"overrides": one.overrides, "differs": dict(one.differs)} for one in found.jobs}
-    content = {"name": found.name, "command": command, "overrides": list(typed), "jobs": {**earlier, **jobs}}
-    write_json(found.folder / "sweep.json", content)
+    launches = [*(launch for launch in earlier["launches"] if launch != list(typed)), list(typed)]
+    content = {"name": found.name, "command": command, "launches": launches, "jobs": {**earlier["jobs"], **jobs}}
+    write_json(path, content)
 
 
 def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
@@ -200,7 +229,9 @@ def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[Di
         (found.folder / one.name / CANCELLED).unlink(missing_ok=True)
     size = found.master.hydra.sweeper.max_batch_size or len(wanted)
     for first in range(0, len(wanted), size):
-        _launch(hydra, found, wanted[first : first + size], first, task)
+        batch = [one for one in wanted[first : first + size] if not (found.folder / one.name / CANCELLED).exists()]
+        if batch:
+            _launch(hydra, found, batch, first, task)
 
 
 def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task: Callable[[DictConfig], None]) -> None:
@@ -216,7 +247,7 @@ def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task:
     try:
         launcher.launch(overrides, initial_job_idx=first)
     except Exception as error:
-        if not is_submitted or not any(place.glob("[0-9]*")):
+        if not is_submitted or not any(path.is_dir() for path in place.iterdir()):
             raise _unlaunchable(error) from error
         wait(found.folder, [one.name for one in wanted])  # one that was killed left no result, the others go on
 

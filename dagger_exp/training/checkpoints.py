@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from dagger_exp.store.files import written_aside
-from dagger_exp.training.preemption import PREEMPTION, Preemption
+from dagger_exp.training.preemption import PREEMPTION, Preempted, Preemption
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -34,7 +34,7 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: of the file.
         every_n_steps: optimizer steps between two checkpoints inside an epoch.
-        preemption: signals, held back while a step is taken.
+        preemption: signals, held back from the first step of an epoch to its end.
     """
 
     def __init__(self, path: Path, *, every_n_steps: int, preemption: Preemption = PREEMPTION) -> None:
@@ -51,12 +51,15 @@ class LastCheckpoint(Checkpoint):
         is_over = self._is_over(trainer)
         if is_over or trainer.global_step % self.every_n_steps == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
-        self.preemption.release(is_over)
+        if is_over:
+            raise Preempted
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.num_training_batches:  # none: the run was over before this epoch
             trainer.save_checkpoint(self.path, weights_only=False)
-        self.preemption.release(self._is_over(trainer))
+        if self._is_over(trainer):
+            raise Preempted
+        self.preemption.release()
 
     def _is_over(self, trainer: lightning.Trainer) -> bool:
         """Whether any process has heard a signal; it may reach one a step earlier, and saving takes them all."""

@@ -1,7 +1,7 @@
 """May the run go on? Signals that end it early, at a place from where it goes on later.
 
-USR2 and USR1 say that the time limit is near, TERM that the job is preempted or cancelled. A step of training is
-finished and saved first; everything else is interrupted at once, since what counts is on the disk.
+USR2 and USR1 say that the time limit is near, TERM that the job is preempted or cancelled. While a round is trained,
+the step is finished and saved first; everything else is interrupted at once, since what counts is on the disk.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Preemption:
 
     def listen(self) -> None:
         """Hear the signals from now on, whoever else did (submitit and Lightning would requeue too)."""
+        self._is_held = False
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
@@ -36,17 +37,14 @@ class Preemption:
         """Let no signal interrupt what comes."""
         self._is_held = True
 
-    def release(self, is_over: bool) -> None:
+    def release(self) -> None:
         """Let signals interrupt again.
 
-        Args:
-            is_over: whether one has come, to this process or to another of the same run.
-
         Raises:
-            Preempted: so it is.
+            Preempted: one has come.
         """
         self._is_held = False
-        if is_over or self.heard is not None:
+        if self.heard is not None:
             raise Preempted
 
     def _hear(self, number: int, frame: Any) -> None:

@@ -129,11 +129,11 @@ def test_a_second_launch_runs_what_failed_and_what_is_new(call: Call, tmp_path: 
 def check_the_wandb_runs(jobs: list[Path]) -> None:
     """One run per job, named by its config; the sweep is the group."""
     ids = [json.loads((job / "manifest.json").read_text())["run_id"] for job in jobs]
-    assert ids == [f"floor-{job.name[-8:]}" for job in jobs]
+    assert ids == [f"schedule.floor-{job.name[-8:]}" for job in jobs]
     for job, run_id in zip(jobs, ids, strict=True):
         (log,) = (job / "wandb").glob("offline-run-*/*.wandb")
         (began,) = [record["run"] for record in inspected(log) if record["type"] == "run"]
-        assert (began["run_id"], began["run_group"], began["job_type"]) == (run_id, "floor", "train")
+        assert (began["run_id"], began["run_group"], began["job_type"]) == (run_id, "schedule.floor", "train")
         assert began["config"]["update"]["overrides"]["schedule.floor"] == job.name.split("_")[0].removeprefix("floor-")
 
 
@@ -150,23 +150,31 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
 
 
-LONG = ("debug=default", "rounds.labels=200", "rounds.steps=200", "rounds.num_rounds=2", "logger=wandb_offline")
+LONG = ("debug=default", "rounds.labels=100", "rounds.steps=60", "rounds.num_rounds=2", "logger=wandb_offline")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    subprocess.run([BIN / "dagger-train", *LONG, f"hydra.run.dir={folder}"], capture_output=True, check=True)
+    return folder
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("phase", ["collect", "train", "evaluate"])
-@pytest.mark.parametrize("heard", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("phase", "heard"), [("collect", signal.SIGUSR1), ("train", signal.SIGUSR2), ("evaluate", signal.SIGTERM)]
+)
 def test_a_run_that_is_signalled_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, phase: str, heard: signal.Signals
+    tmp_path: Path, alone: Path, phase: str, heard: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
     assert signalled(folder, f"round 2/2 +{phase}", heard) == 128 + heard
     assert state_of(folder) == "preempted"
     resumed = subprocess.run([BIN / "dagger-train", f"resume={folder}"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    alone = [BIN / "dagger-train", *LONG, f"hydra.run.dir={tmp_path}/alone"]
-    subprocess.run(alone, capture_output=True, check=True)
-    assert rows_of(folder) == rows_of(tmp_path / "alone")
+    assert rows_of(folder) == rows_of(alone)
     check_one_wandb_history(folder)
 
 
@@ -206,4 +214,4 @@ def check_one_wandb_history(folder: Path) -> None:
         rounds += [h["item"]["round"] for h in new if "eval/success_rate" in h["item"]]
     assert rounds == [0, 1]
     logged = [step // 3 for step in steps if step % 3 == 0]
-    assert logged == [*range(10, 401, 10)]
+    assert logged == [*range(10, 121, 10)]
