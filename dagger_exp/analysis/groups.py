@@ -92,6 +92,13 @@ def settings_of(run: Run) -> Settings:
     return {key: value for key, value in values.items() if key.split(".")[0] not in IGNORED}
 
 
+def _by_choice(run: Run) -> Settings:
+    """Return a run's settings with components called as they were chosen: `paper` rather than the class `Linear`."""
+    settings = settings_of(run)
+    called = {f"{group}{TARGET}": option for group, option in run.choices.items() if option}
+    return {key: called.get(key, value) for key, value in settings.items()}
+
+
 def labels(members: Sequence[Settings]) -> list[str]:
     """Return the shortest text that tells each of these settings from the others; empty for a single one."""
     keys = _telling_keys(members)
@@ -142,7 +149,7 @@ def _value(settings: Settings, key: str) -> str:
 
 def _labelled(groups: Sequence[Sequence[Run]]) -> tuple[Group, ...]:
     """Name the groups: by the runs' own names where these tell anything, and by what differs beyond them."""
-    settings = [settings_of(runs[0]) for runs in groups]
+    settings = [_by_choice(runs[0]) for runs in groups]
     names = [_common_name(runs) for runs in groups]
     if len(groups) > 1 and ("" in names or len(set(names)) == 1):
         texts = labels(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Run:
         rows: of the rounds that are over, in order.
         folder: the run folder; None of a run that is not on this disk.
         sweep: name of the sweep it belongs to, or None.
+        choices: the option that was chosen of each config group, where that is known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     rows: tuple[Row, ...]
     folder: Path | None = None
     sweep: str | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_run(folder: Path) -> Run:
@@ -67,6 +69,7 @@ def load_run(folder: Path) -> Run:
         rows=tuple(_optional(folder / "summary.json").get("rounds", ())),
         folder=folder,
         sweep=manifest.get("sweep"),
+        choices=manifest.get("choices", {}),
     )
 
 
