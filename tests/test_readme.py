@@ -17,7 +17,11 @@ SHORT = {
     "prefix_trees.py": "--turns 8 --repeats 1",
     "bench_store.py": "--turns 20000",
     "baselines_textworld.py": "--help",
+    "bench_compare.py": "",
+    "bench_report.py": "",
 }
+
+FEW_JOBS = "seed=0 schedule=exponential,linear"
 
 
 def commands() -> list[str]:
@@ -26,8 +30,11 @@ def commands() -> list[str]:
 
 
 def shortened(command: str, out: Path, run_folder: Path) -> str:
-    """Return the command with fewer rounds, its output under `out`, and the placeholder of a run filled in."""
+    """Return the command with fewer rounds, its output under `out`, and the places of a run and a sweep filled in."""
     command = command.replace("outputs/runs/FOLDER", str(run_folder))
+    command = command.replace("outputs/sweeps/beta", str(run_folder.with_name("beta")))
+    if "sweep=beta" in command:
+        command += f" {FEW_JOBS}"
     few = f"debug=default paths.output_folder={out} paths.cache_folder={out}/cache"
     if command.startswith("make train"):
         given = " ".join(word.removeprefix("ARGS=") for word in shlex.split(command)[2:])
@@ -39,7 +46,9 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
         head, _, overrides = command.partition(" -- ")
         tail = f" -- {overrides} {few}" if program == "methods.py" else ""
         return f"{BIN}/{head} {SHORT[program].format(out=out)}{tail}"
-    if command.startswith("dagger-") and "resume=" not in command and "--help" not in command:
+    if command.startswith(("dagger-train", "dagger-evaluate", "dagger-collect")) and not re.search(
+        "resume=|--help", command
+    ):
         return f"{BIN}/{command} {few}"
     return f"{BIN}/{command}" if command.startswith("dagger-") else command
 
@@ -53,6 +62,7 @@ def run(command: str) -> None:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "finished"
     run(f"{BIN}/dagger-train debug=default hydra.run.dir={folder}")
+    run(f"{BIN}/dagger-train sweep=beta {FEW_JOBS} debug=default hydra.sweep.dir={folder.with_name('beta')}")
     return folder
 
 

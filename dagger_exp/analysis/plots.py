@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dagger_exp.analysis.curves import Point
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's, told apart by colour-blind readers; without the yellow, which is faint on white."""
 MARKERS = "osD^vP*"
 """A second round of the colours has another marker."""
@@ -120,7 +120,7 @@ def _draw(axes: Axes, curves: Curves, axis: str, metric: str, *, band: bool = Fa
         axes.plot(places, [estimate.mean for estimate in estimates], **(style | look))
         if band and len(curves) <= MANY_GROUPS:
             low, high = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]
-            axes.fill_between(places, low, high, color=style["color"], alpha=0.14, linewidth=0)
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.10, linewidth=0)
 
 
 def _styles(curves: Curves) -> Iterator[dict[str, Any]]:

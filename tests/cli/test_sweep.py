@@ -215,3 +215,25 @@ def check_one_wandb_history(folder: Path) -> None:
     assert rounds == [0, 1]
     logged = [step // 3 for step in steps if step % 3 == 0]
     assert logged == [*range(10, 121, 10)]
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(300)
+def test_a_sweep_that_is_cancelled_stays_so_until_it_is_resumed(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    command = [BIN / "dagger-train", "-m", *LONG, "seed=0,1", f"hydra.sweep.dir={sweep}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as run:
+        assert run.stdout is not None
+        while "train" not in (line := run.stdout.readline()).split():
+            assert line
+        done = subprocess.run([BIN / "dagger-sweep", "cancel", sweep], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("1 of 2 jobs are cancelled; go on with: dagger-sweep resume")
+        run.stdout.read()
+    assert run.returncode == 128 + signal.SIGTERM
+    assert state_of(sweep / jobs_of(sweep)[0]) == "cancelled"
+    assert not (sweep / jobs_of(sweep)[1] / "status.json").exists()
+    done = subprocess.run([BIN / "dagger-sweep", "resume", sweep], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs are finished" in done.stdout

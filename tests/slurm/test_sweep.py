@@ -166,3 +166,12 @@ def preempt_one(environment: Environment, sweep: Path, jobs: list[str]) -> str:
         return None
 
     return until(has_left, "no job was preempted")
+
+
+def test_what_slurm_refuses_is_said_in_its_words(cluster: Environment, tmp_path: Path) -> None:
+    typed = ("-m", *LAUNCHER, *SHORT, "seed=0,1", "hydra.launcher.partition=nope", f"hydra.sweep.dir={tmp_path}/sweep")
+    answer = said(cluster, tmp_path, "dagger-train", *typed)
+    assert answer.returncode == 2, answer.stdout
+    assert re.search(r"error: SLURM refuses the sweep: .*invalid partition specified: nope", answer.stderr)
+    assert "Traceback" not in answer.stderr
+    assert state_of(tmp_path / "sweep", names(tmp_path / "sweep")[0]).state == "new"
