@@ -88,6 +88,8 @@ class Page:
         """Click on the middle of an element, as a mouse does."""
         element = f"document.querySelector({selector!r})"
         await self.evaluate(f"{element}.scrollIntoView({{ block: 'center' }})")
+        # The pointer finds what was painted last, and the page has just been scrolled.
+        await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box = await self.evaluate(f"{element}.getBoundingClientRect().toJSON()")
         middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
@@ -219,8 +221,12 @@ def test_a_click_shows_the_turns_of_an_episode(browse: Browse, episodes: list[Ep
 
     async def visit(page: Page) -> None:
         await page.evaluate(f"document.getElementById('list').scrollTop = {place} * 56 - 100")
-        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        await page.click(f".row[data-episode='{place}']")
+        row = f".row[data-episode='{place}']"
+        seen = f"document.querySelector(`{row}`)"  # rows are drawn as they are scrolled to, whenever that is
+        await page.evaluate(
+            f"new Promise((done) => {{ (function look() {{ {seen} ? done() : setTimeout(look); }})() }})"
+        )
+        await page.click(row)
         assert await page.evaluate(CHOSEN) == str(place)
         assert await page.texts(".turn .who b") == [turn.actor.value[0].upper() for turn in turns]
         assert await page.texts(".turn .action pre") == [turn.response_text for turn in turns]
