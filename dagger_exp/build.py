@@ -67,46 +67,15 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     engine: Engine = make(cfg.engine, end_id=chat.end_id, pad_id=student.tokenizer.pad_token_id)
     engine.load_weights(0, student.model)
     mixing: Mixing = make(cfg.mixing, schedule=make(cfg.schedule)) if cfg.schedule.get("_target_") else make(cfg.mixing)
-    keeps, labeler = make(cfg.filter), make(cfg.labeler)
-    policy = LanguagePolicy(
-        engine=engine,
-        chat=chat,
-        max_new_tokens=cfg.rollout.max_new_tokens,
-        temperature=cfg.rollout.temperature,
-        top_p=cfg.rollout.top_p,
-    )
-    runner = Runner(
-        world=world,
-        student=policy,
-        teacher=make(cfg.teacher),
-        mixing=mixing,
-        labeler=labeler,
-        chat=chat,
-        max_context_tokens=student.max_context_tokens,
-        episode_timeout_s=cfg.rollout.episode_timeout_s,
-        max_attempts=cfg.rollout.max_attempts,
-    )
+    runner = build_runner(cfg, world, student, engine, mixing)
     collector = Collector(
         runner=runner,
         store=Store(store_folder or folder / "rounds", run_id),
         tasks=world.tasks("train"),
         seed=cfg.seed,
         concurrency=cfg.rollout.concurrency,
-        keeps=keeps,
+        keeps=make(cfg.filter),
         episodes_per_task=cfg.rollout.episodes_per_task,
-    )
-    evaluator = Evaluator(
-        runner=replace(
-            runner,
-            student=replace(policy, temperature=cfg.evaluation.temperature, top_p=1.0),
-            mixing=StudentOnly(),
-            labeler=Labeler(turns="none"),
-        ),
-        tasks=world.tasks("heldout")[: cfg.evaluation.tasks],
-        seed=cfg.evaluation.seed,
-        concurrency=cfg.evaluation.concurrency,
-        folder=folder / "eval",
-        run_id=run_id,
     )
     return Run(
         folder=folder,
@@ -115,7 +84,43 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         engine=engine,
         mixing=mixing,
         collector=collector,
-        evaluator=evaluator,
+        evaluator=build_evaluator(cfg, runner, folder, run_id),
+    )
+
+
+def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine, mixing: Mixing) -> Runner:
+    """Build what plays an episode of the training."""
+    chat = student.chat
+    policy = LanguagePolicy(
+        engine=engine,
+        chat=chat,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        temperature=cfg.rollout.temperature,
+        top_p=cfg.rollout.top_p,
+    )
+    return Runner(
+        world=world,
+        student=policy,
+        teacher=make(cfg.teacher),
+        mixing=mixing,
+        labeler=make(cfg.labeler),
+        chat=chat,
+        max_context_tokens=student.max_context_tokens,
+        episode_timeout_s=cfg.rollout.episode_timeout_s,
+        max_attempts=cfg.rollout.max_attempts,
+    )
+
+
+def build_evaluator(cfg: DictConfig, runner: Runner, folder: Path, run_id: str) -> Evaluator:
+    """Build what evaluates: as episodes are collected, but by the student alone and without labels."""
+    student = replace(runner.student, temperature=cfg.evaluation.temperature, top_p=1.0)
+    return Evaluator(
+        runner=replace(runner, student=student, mixing=StudentOnly(), labeler=Labeler(turns="none")),
+        tasks=runner.world.tasks("heldout")[: cfg.evaluation.tasks],
+        seed=cfg.evaluation.seed,
+        concurrency=cfg.evaluation.concurrency,
+        folder=folder / "eval",
+        run_id=run_id,
     )
 
 
@@ -132,20 +137,6 @@ def build_training(
         sweep: the W&B group, where the config names none.
         overrides: what was typed, for W&B to show beside the config.
     """
-    datamodule = RoundDataModule(
-        store=run.collector.store,
-        seed=cfg.seed,
-        keeps=make(cfg.filter),
-        batch_size=cfg.rounds.batch_size,
-        max_tree_tokens=cfg.rounds.max_tree_tokens,
-        max_tokens=cfg.rounds.max_tokens,
-        pad_id=run.student.tokenizer.pad_token_id,
-        aggregation=cfg.aggregation,
-        window=cfg.window,
-        steps=per_round(cfg, "steps"),
-        epochs_per_round=cfg.rounds.epochs_per_round,
-        normalize=cfg.loss.normalize,
-    )
     module = StudentModule(
         run.student,
         optimizer=make(cfg.optimizer),
@@ -167,12 +158,38 @@ def build_training(
         num_episodes=None if tasks is None else tasks * cfg.rollout.episodes_per_task,
         stop_at_success=cfg.evaluation.stop_at_success,
     )
-    trainer = make(
+    trainer = build_trainer(cfg, run.folder, [rounds, checkpoint], loggers)
+    return trainer, module, build_data(cfg, run), rounds
+
+
+def build_data(cfg: DictConfig, run: Run) -> RoundDataModule:
+    """Build what makes batches of the rounds in the store."""
+    return RoundDataModule(
+        store=run.collector.store,
+        seed=cfg.seed,
+        keeps=make(cfg.filter),
+        batch_size=cfg.rounds.batch_size,
+        max_tree_tokens=cfg.rounds.max_tree_tokens,
+        max_tokens=cfg.rounds.max_tokens,
+        pad_id=run.student.tokenizer.pad_token_id,
+        aggregation=cfg.aggregation,
+        window=cfg.window,
+        steps=per_round(cfg, "steps"),
+        epochs_per_round=cfg.rounds.epochs_per_round,
+        normalize=cfg.loss.normalize,
+    )
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, callbacks: list[lightning.Callback], loggers: list[Logger]
+) -> lightning.Trainer:
+    """Build Lightning's trainer; it requeues nothing, since the command line does."""
+    return make(
         cfg.trainer,
-        default_root_dir=run.folder,
+        default_root_dir=folder,
         max_epochs=cfg.rounds.num_rounds * cfg.rounds.epochs_per_round,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[rounds, checkpoint],
+        callbacks=callbacks,
         plugins=[WholeCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         logger=loggers,
         enable_progress_bar=False,
@@ -181,7 +198,6 @@ def build_training(
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # of `self.log`, which is not used: the round callback logs each row with its axis
     )
-    return trainer, module, datamodule, rounds
 
 
 def silence_libraries() -> None:

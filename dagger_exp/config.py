@@ -1,150 +1,20 @@
-"""Is this run legal? The schema of its plain values with their ranges, and the checks across its choices.
-
-Components stay `_target_` nodes: `binding` holds them against their constructors, `build` makes them.
-"""
+"""Is this run legal? Its values against the schema, its components against their constructors, its choices together."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.binding import bind
 from dagger_exp.errors import ConfigError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence, unknown
-
-
-def _value(wanted: str, holds: Callable[[Any], bool]) -> Any:
-    return dataclasses.field(default=MISSING, metadata={"wanted": wanted, "holds": holds})
-
-
-def _at_least(low: int) -> Any:
-    return _value(f"at least {low}", lambda value: low <= value < math.inf)
-
-
-def _positive() -> Any:
-    return _value("above 0", lambda value: value > 0)
-
-
-def _within(low: float, high: float) -> Any:
-    return _value(f"between {low:g} and {high:g}", lambda value: low <= value <= high)
-
-
-def _one_of(*choices: str) -> Any:
-    return _value(f"one of {', '.join(choices)}", lambda value: value in choices)
-
-
-@dataclass
-class Rounds:
-    """Lengths; see conf/train.yaml for the units."""
-
-    num_rounds: int = _at_least(1)
-    labels: Any = MISSING
-    tasks: int | None = _at_least(1)
-    steps: Any = MISSING
-    epochs_per_round: int = _at_least(1)
-    batch_size: int = _at_least(1)
-    max_tree_tokens: int = _at_least(1)
-    max_tokens: int = _at_least(1)
-
-
-@dataclass
-class Rollout:
-    """How episodes are collected."""
-
-    episodes_per_task: int = _at_least(1)
-    temperature: float = _at_least(0)
-    top_p: float = _value("above 0 and at most 1", lambda value: 0 < value <= 1)
-    max_new_tokens: int = _at_least(1)
-    concurrency: int = _at_least(1)
-    episode_timeout_s: float = _positive()
-    max_attempts: int = _at_least(1)
-
-
-@dataclass
-class Evaluation:
-    """How the student is evaluated."""
-
-    tasks: int = _at_least(1)
-    seed: int = MISSING
-    temperature: float = _at_least(0)
-    concurrency: int = _at_least(1)
-    stop_at_success: float | None = _within(0, 1)
-
-
-@dataclass
-class Loss:
-    """What weighs how much."""
-
-    normalize: str = _one_of("token", "turn", "episode")
-
-
-@dataclass
-class Callbacks:
-    """What happens beside the training."""
-
-    checkpoint_steps: int = _at_least(1)
-
-
-@dataclass
-class Paths:
-    """Where files go."""
-
-    output_folder: str = MISSING
-    cache_folder: str = MISSING
-
-
-@dataclass
-class RunConfig:
-    """A run: plain values are typed here, components are nodes with a `_target_`."""
-
-    name: str = MISSING
-    sweep_name: str | None = MISSING
-    seed: int = MISSING
-    num_threads: int = _at_least(1)
-    aggregation: str = _one_of("union", "latest", "window")
-    window: int = _at_least(1)
-    max_grad_norm: float | None = _positive()
-    rounds: Rounds = MISSING
-    rollout: Rollout = MISSING
-    evaluation: Evaluation = MISSING
-    env: Any = MISSING
-    student: Any = MISSING
-    teacher: Any = MISSING
-    engine: Any = MISSING
-    mixing: Any = MISSING
-    schedule: Any = MISSING
-    labeler: Any = MISSING
-    filter: Any = MISSING
-    loss: Loss = MISSING
-    optimizer: Any = MISSING
-    lr_scheduler: Any = MISSING
-    trainer: Any = MISSING
-    callbacks: Callbacks = MISSING
-    logger: Any = MISSING
-    paths: Paths = MISSING
-
-
-@dataclass
-class CollectConfig(RunConfig):
-    """A collection without training."""
-
-    store: str | None = MISSING
-
-
-def register_schema() -> None:
-    """Make the schemas known to Hydra; `defaults` lists name them."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=RunConfig)
-    store.store(name="collect_schema", node=CollectConfig)
+from dagger_exp.schema import CollectConfig, RunConfig, register_schema
 
 
 def compose_checked(config_name: str, overrides: list[str]) -> DictConfig:

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from dagger_exp.analysis.groups import Comparison, Group, compare
 from dagger_exp.analysis.workspace import build_workspace, save_workspace
-from dagger_exp.cli.run import complain
+from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.errors import UserError
 
 if TYPE_CHECKING:  # numpy and scipy stay out of `--help`
@@ -67,7 +67,7 @@ def compare_paths(options: argparse.Namespace) -> None:
     comparisons, left_out = compare(runs)
     files.check_baseline(comparisons, options.baseline)
     workspace = build_workspace(options.wandb, comparisons[0]) if options.wandb else None
-    _warn([*unread, *left_out])
+    warn([*unread, *left_out])
     console = _console()
     for comparison in comparisons:
         _show(console, comparison, files.baseline_of(comparison, options.baseline))
@@ -143,7 +143,7 @@ def _show(console: Console, comparison: Comparison, baseline: Group) -> None:
     console.print(group_table(comparison), "")
     if len(comparison.groups) > 1:
         rows, complaints = differences(comparison.groups, baseline)
-        _warn(complaints)
+        warn(complaints)
         console.print(difference_table(rows, baseline), "")
     if sum(len(group.runs) for group in comparison.groups) <= MANY_RUNS:
         console.print(run_table(comparison), "")
@@ -161,11 +161,6 @@ def _table(title: str, *figures: str) -> Table:
 def _console() -> Console:
     console = Console()
     return Console(width=max(80, min(WIDTH, console.width)) if console.is_terminal else WIDTH)
-
-
-def _warn(sentences: Iterable[str]) -> None:
-    for sentence in sentences:
-        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ def job_states(sweep: Path, names: Sequence[str]) -> list[JobState]:
     """Return how these jobs stand; what cannot be read of one stands in its `error`."""
     ids, queue = slurm_ids(sweep), slurm_queue()
     return [job_state(sweep / name, ids.get(name, ""), queue) for name in names]
+
+
+def counted(states: Sequence[JobState]) -> str:
+    """Return how many jobs there are of each state, in words."""
+    counts = Counter(state.state for state in states)
+    return f"{len(states)} jobs: {', '.join(f'{count} {state}' for state, count in counts.items())}"
 
 
 def job_state(folder: Path, slurm_id: str, queue: Mapping[str, str] | None) -> JobState:

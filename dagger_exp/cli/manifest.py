@@ -19,13 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.errors import StoreError
-from dagger_exp.store.files import write_json
+from dagger_exp.store.files import VISIBLE_S, write_json
 from dagger_exp.types import SCHEMA_VERSION
 
 NOT_THE_RUN = ("paths", "logger", "sweep_name")
 """Groups and keys that change nothing that comes out."""
-VISIBLE_S = 60.0
-"""How long what one process has written may take to be seen by the others."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.errors import DaggerError, UserError
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ def main() -> None:
     options = _options()
     try:
         report(options.paths, options.output, options.episodes)
-    except (DaggerError, OSError) as error:  # of the system: a file that may not be read
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (DaggerError, OSError) as error:
+        sys.exit(complain(error))
 
 
 def report(paths: Sequence[Path], output: Path | None, max_episodes: int) -> None:
@@ -42,11 +42,11 @@ def report(paths: Sequence[Path], output: Path | None, max_episodes: int) -> Non
     from dagger_exp.analysis.report import make_report
 
     runs, complaints = load_runs(paths)
-    _warn(complaints)
+    warn(complaints)
     if not runs:
         raise UserError("there is no run to report on: give a run folder, or a folder that holds some.")
     made = make_report(runs, max_episodes)
-    _warn(made.complaints)
+    warn(made.complaints)
     place = output or default_output(paths, runs)
     _write(place, made.html)
     size = place.stat().st_size / 1e6
@@ -67,11 +67,6 @@ def _write(place: Path, html: str) -> None:
         place.write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{place} cannot be written ({error.strerror}): give another file with --output.") from error
-
-
-def _warn(complaints: Sequence[str]) -> None:
-    for complaint in complaints:
-        print(f"warning: {complaint}", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:

@@ -22,13 +22,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
+from dagger_exp.cli.complaints import complain
 from dagger_exp.cli.jobs import CANCELLED, is_first_process, set_state, sign
 from dagger_exp.cli.manifest import began_as
 from dagger_exp.cli.requeue import is_cancelled, requeue
 from dagger_exp.cli.sweeping import sweep
-from dagger_exp.config import register_schema
 from dagger_exp.errors import DaggerError, UserError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
+from dagger_exp.schema import register_schema
 from dagger_exp.training.preemption import PREEMPTION
 
 FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
@@ -151,18 +152,6 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()  # `runs/`, where this was the only run
-
-
-def complain(error: Exception) -> int:
-    """Print an error as one sentence and return the exit code."""
-    text = str(error)
-    if isinstance(error, BrokenPipeError):
-        text = "whoever read the output has gone; send it to a file instead."
-    elif isinstance(error, OSError) and error.strerror:
-        place = error.filename or "the output folder"
-        text = f"{place} cannot be written ({error.strerror}); free space, or set another paths.output_folder."
-    print(f"error: {text}", file=sys.stderr)
-    return 2
 
 
 def log_to(path: Path) -> None:

@@ -22,7 +22,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from dagger_exp.cli.arguments import quoted
-from dagger_exp.cli.jobs import ALIVE, CANCELLED, COMMAND_TIMEOUT_S, WIDTH, JobState, job_states, read_sweep, set_state
+from dagger_exp.cli.complaints import complain
+from dagger_exp.cli.jobs import (
+    ALIVE,
+    CANCELLED,
+    COMMAND_TIMEOUT_S,
+    WIDTH,
+    JobState,
+    counted,
+    job_states,
+    read_sweep,
+    set_state,
+)
 from dagger_exp.errors import StoreError
 
 STYLES = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "cancelled": "yellow"}
@@ -44,8 +55,7 @@ def main() -> None:
         else:
             show(found["name"], states)
     except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(complain(error))
 
 
 def show(name: str, states: Sequence[JobState]) -> None:
@@ -60,9 +70,7 @@ def show(name: str, states: Sequence[JobState]) -> None:
         shown = f"[{style}]{state.state}[/]" if style else state.state
         table.add_row(escape(state.name), shown, str(state.num_rounds), success, state.slurm_id)
     console.print(table, highlight=False)
-    counts = {word: sum(state.state == word for state in states) for word in dict.fromkeys(s.state for s in states)}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    console.print(f"{name}: {len(states)} jobs: {told}", highlight=False)
+    console.print(f"{name}: {counted(states)}", highlight=False)
     for state in states:
         if state.error:
             console.print(f"{state.name}: {state.error}", highlight=False, markup=False, soft_wrap=True)

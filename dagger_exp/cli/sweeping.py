@@ -30,7 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dagger_exp.cli.arguments import quoted
-from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, job_states, read_sweep
+from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, counted, job_states, read_sweep
 from dagger_exp.cli.manifest import config_hash, slug
 from dagger_exp.config import check, per_round
 from dagger_exp.errors import ConfigError, StoreError
@@ -129,7 +129,7 @@ def expanded(hydra: Hydra, typed: Sequence[str], command: str) -> Sweep:
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     master = hydra.compose_config(command, [*fixed, *first, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
     folder = Path(str(master.hydra.sweep.dir)).resolve()
-    jobs = [job(hydra, fixed, choice, command, folder) for choice in choices(swept)]
+    jobs = [checked_job(hydra, fixed, choice, command, folder) for choice in choices(swept)]
     names = [one.name for one in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{len(twice)} jobs are in the sweep twice, as {twice.pop()}; remove one of the values.")
@@ -161,7 +161,7 @@ def choices(swept: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
         yield dict(zip(swept, values, strict=True))
 
 
-def job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str, folder: Path) -> Job:
+def checked_job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str, folder: Path) -> Job:
     """Return a job of the sweep, checked; one that is there under another slug keeps its folder."""
     overrides = [*fixed, *(f"{key}={value}" for key, value in choice.items())]
     cfg = hydra.compose_config(command, overrides, RunMode.RUN)
@@ -190,9 +190,7 @@ def show(found: Sweep, states: Sequence[JobState]) -> None:
     console.print(table, highlight=False)
     if len(found.jobs) > SHOWN:
         console.print(f"... and {len(found.jobs) - SHOWN} more")
-    counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    console.print(f"{len(found.jobs)} jobs: {told}. {cost(found, states)}", highlight=False, soft_wrap=True)
+    console.print(f"{counted(states)}. {cost(found, states)}", highlight=False, soft_wrap=True)
 
 
 def cost(found: Sweep, states: Sequence[JobState]) -> str:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.cli.manifest import open_manifest
 from dagger_exp.cli.run import run_command
 from dagger_exp.store.files import ASIDE_SUFFIX
@@ -38,15 +39,13 @@ def train(cfg: DictConfig, folder: Path) -> None:
     check(cfg)
     manifest = open_manifest(folder, cfg)
     run_id = str(manifest["run_id"])
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
     from dagger_exp.build import CHECKPOINT, build_run, build_training
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.training.rounds import Silent
 
-    is_first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
+    is_first = is_first_process()
     if is_first:
-        sweep(folder)
+        remove_asides(folder)
     run = build_run(cfg, folder, run_id)
     with Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress:
         trainer, module, datamodule, rounds = build_training(
@@ -75,7 +74,7 @@ def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:
         )
 
 
-def sweep(folder: Path) -> None:
+def remove_asides(folder: Path) -> None:
     """Remove what a killed process has written aside."""
     for place in (folder, folder / "checkpoints", folder / "eval"):
         for aside in place.glob(f"*{ASIDE_SUFFIX}"):

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 from dagger_exp.errors import StoreError
 
 ASIDE_SUFFIX = ".tmp"
+VISIBLE_S = 60.0
+"""How long what one process has written may take to be seen by the others."""
 
 
 @contextmanager

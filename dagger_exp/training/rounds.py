@@ -21,11 +21,9 @@ from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.protocols import Engine, Mixing
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.seeding import draw
+from dagger_exp.store.files import VISIBLE_S
 from dagger_exp.training.record import RunRecord
 from dagger_exp.types import Episode, Key
-
-VISIBLE_S = 60.0
-"""How long what one process has written may take to be seen by the others."""
 
 POISONED_LOSS = 1.0
 """A student whose loss after round 0 is above this acts at random, and its states poison the later labels."""

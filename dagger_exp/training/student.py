@@ -88,11 +88,7 @@ def from_scratch(
     """
     if init is not None:
         return from_folder(path=init, max_context_tokens=max_context_tokens)
-    if tokenizer not in ("words", "bytes"):
-        raise ConfigError(f"student.tokenizer is {tokenizer!r}; choose words or bytes.")
-    if tokenizer == "words" and not vocabulary:
-        raise ConfigError("this env has no closed vocabulary; choose student=tiny_bytes.")
-    fast = word_tokenizer(vocabulary) if tokenizer == "words" else byte_tokenizer()
+    fast = _small_tokenizer(tokenizer, vocabulary)
     config = Qwen3Config(
         vocab_size=len(fast),
         hidden_size=hidden_size,
@@ -110,6 +106,14 @@ def from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Student(Qwen3ForCausalLM(config), fast, max_context_tokens)
+
+
+def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    if kind not in ("words", "bytes"):
+        raise ConfigError(f"student.tokenizer is {kind!r}; choose words or bytes.")
+    if kind == "words" and not vocabulary:
+        raise ConfigError("this env has no closed vocabulary; choose student=tiny_bytes.")
+    return word_tokenizer(vocabulary) if kind == "words" else byte_tokenizer()
 
 
 def from_folder(*, path: str, max_context_tokens: int) -> Student:

@@ -128,6 +128,7 @@ def test_an_unexpected_exception_is_shown_whole_and_written_down(
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("ours")
 
+    # A mistake of ours cannot be typed, so it is put where one could be.
     monkeypatch.setattr("dagger_exp.build.build_run", broken)
     answer = call("train", *QUICK, f"hydra.run.dir={tmp_path}/run")
     assert answer.code == 1
