@@ -19,7 +19,7 @@ from dagger_exp.mistakes import unknown
 
 PASSED_BY_BUILD: dict[str, set[str]] = {
     "student": {"vocabulary", "seed"},
-    "engine": {"end_id", "pad_id"},
+    "engine": {"end_id", "pad_id", "student", "folder"},
     "mixing": {"schedule"},
     "logger": {"id", "name", "job_type", "save_dir", "resume", "config", "settings", "log_model"},
     "trainer": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,9 +30,11 @@ from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
 from dagger_exp.protocols import Engine, Mixing, World
+from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
+from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.store.store import Store
 from dagger_exp.training.checkpoints import LastCheckpoint, WholeCheckpointIO
 from dagger_exp.training.csv_logger import CsvLogger
@@ -42,6 +45,8 @@ from dagger_exp.training.student import Student
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Below the run folder."""
+FINISH_TIMEOUT_S = "300"
+"""How long a run waits at its end for a W&B server that is away, where the environment says nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,10 @@ class Run:
     collector: Collector
     evaluator: Evaluator
 
+    def close(self) -> None:
+        """Free what the engine holds, as a server that was started for it."""
+        self.engine.close()
+
 
 def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | None = None) -> Run:
     """Build everything that plays episodes."""
@@ -64,8 +73,13 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     world: World = make(cfg.env)
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
     chat = student.chat
-    engine: Engine = make(cfg.engine, end_id=chat.end_id, pad_id=student.tokenizer.pad_token_id)
-    engine.load_weights(0, student.model)
+    engine: Engine = make(
+        cfg.engine,
+        end_id=chat.end_id,
+        pad_id=student.tokenizer.pad_token_id,
+        student=student,
+        folder=folder / "engine",
+    )
     mixing: Mixing = make(cfg.mixing, schedule=make(cfg.schedule)) if cfg.schedule.get("_target_") else make(cfg.mixing)
     runner = build_runner(cfg, world, student, engine, mixing)
     collector = Collector(
@@ -76,6 +90,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         concurrency=cfg.rollout.concurrency,
         keeps=make(cfg.filter),
         episodes_per_task=cfg.rollout.episodes_per_task,
+        round_timeout_s=cfg.rollout.round_timeout_s,
     )
     return Run(
         folder=folder,
@@ -106,8 +121,12 @@ def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine
         labeler=make(cfg.labeler),
         chat=chat,
         max_context_tokens=student.max_context_tokens,
+        max_observation_chars=cfg.rollout.max_observation_chars,
+        turn_timeout_s=cfg.rollout.turn_timeout_s,
         episode_timeout_s=cfg.rollout.episode_timeout_s,
         max_attempts=cfg.rollout.max_attempts,
+        budget=TeacherBudget(**cfg.teacher_budget),
+        watchdog=Watchdog(patience_s=cfg.rollout.watchdog_s),
     )
 
 
@@ -216,6 +235,7 @@ def build_loggers(
     if cfg.logger.get("_target_"):
         import wandb
 
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)
         mode = "offline" if cfg.logger.get("offline") else "online"
         settings = wandb.Settings(silent=True, console="off", mode=mode)
         wandb.setup(settings)  # those of a run come too late for what is said before it begins
@@ -233,9 +253,26 @@ def build_loggers(
             settings=settings,
         )
         if isinstance(logger, WandbLogger):
-            define_axes(logger.experiment)
+            define_axes(_begun(logger))
         loggers.append(logger)
     return loggers
+
+
+def _begun(logger: WandbLogger) -> Any:
+    """Begin the W&B run of a logger, and return it.
+
+    Raises:
+        ConfigError: W&B cannot be reached or does not let us in.
+    """
+    import wandb
+
+    try:
+        return logger.experiment
+    except wandb.Error as error:
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"logger=wandb cannot begin a run on W&B ({said}): log in with `wandb login`, or give logger=wandb_offline."
+        ) from error
 
 
 def num_steps(cfg: DictConfig) -> int:

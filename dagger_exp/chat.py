@@ -2,17 +2,22 @@
 
 Token ids, once they exist, are the truth: a prompt is extended by the tokens of what is new and never rendered again.
 Where a chat template changes what stood before (so that no extension exists), a new branch starts, and it is counted.
-What stood before is the prompt as it was rendered and the response as it was said, but for white space around it.
+What stood before is the prompt as it was rendered and the response as it was said, but for white space.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from dagger_exp.errors import DataError
-from dagger_exp.types import Message
+from jinja2 import TemplateError
+
+from dagger_exp.errors import ConfigError, DataError, LabelError
+from dagger_exp.types import Message, ToolCall
 
 
 class Tokenizer(Protocol):
@@ -20,81 +25,170 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     eos_token_id: Any
+    added_tokens_decoder: Any
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
     def encode(self, text: str, **options: Any) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], **options: Any) -> Any: ...
 
 
+EMPTY_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
+"""What some templates write before an answer that came without reasoning; nobody said it, so nobody learns it."""
+
+
 class Prompt(NamedTuple):
-    """The whole prompt of a turn, and what it adds to the turn before (`context_ids`)."""
+    """The whole prompt of a turn, what it adds to the turn before (`context_ids`), and the text it was made of."""
 
     prompt_ids: list[int]
     context_ids: list[int]
     starts_branch: bool
+    text: str
 
 
 class Chat:
     """Messages to token ids by a tokenizer's own chat template.
 
+    Args:
+        tokenizer: of a Hugging Face model.
+        tools: JSON schemas of the tools that the template is to show.
+        options: what the template takes beside, as `enable_thinking` of Qwen3's.
+
     Raises:
         DataError: the tokenizer has no chat template or no end-of-message token.
+        ConfigError: there are tools, and the template does not show them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] = (), options: Mapping[str, Any] | None = None
+    ) -> None:
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
             raise DataError("The student's tokenizer needs a chat_template and an eos_token that ends a message.")
         self.tokenizer = tokenizer
+        self.options = dict(options or {})
         self.end_id = int(tokenizer.eos_token_id)
         self.end = str(tokenizer.decode([self.end_id], skip_special_tokens=False))
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = re.compile("|".join(map(re.escape, {self.end, *special})))
+        hello = [Message("user", "hello")]
+        without = self._render(hello)
+        if tools:
+            self.options["tools"] = list(tools)
+            if self._render(hello) == without:
+                raise ConfigError("the student's chat template shows no tools; choose a model whose template does.")
 
     def open(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a first turn."""
-        ids = self._encode(self._render(messages, add_generation_prompt=True))
-        return Prompt(ids, ids, True)
+        return self._branch(self._render(messages))
 
-    def extend(self, before: Sequence[int], messages: Sequence[Message], num_new: int) -> Prompt:
+    def extend(self, before: Prompt, response_ids: Sequence[int], messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a later turn.
 
         Args:
-            before: token ids of the turn before, its prompt and its response as executed.
-            messages: the whole conversation; the last `num_new` messages came after that response.
+            before: prompt of the turn before.
+            response_ids: what was executed then.
+            messages: the whole conversation, that response and what came after it too.
         """
-        place = len(messages) - num_new - 1  # of the response
-        new = self._render(messages, add_generation_prompt=True)
-        asked = self._render(messages[:place], add_generation_prompt=True)
-        after = self._after_response(new, asked, messages[place].content.strip())
+        text = self._render(messages)
+        after = self._after_response(text, before.text, self.parse(response_ids).content)
         if after is None:
-            ids = self._encode(new)
-            return Prompt(ids, ids, True)
-        context = self._encode(after)
-        if before[-1] != self.end_id:  # the response was cut before it ended its message
-            context = [self.end_id, *context]
-        return Prompt([*before, *context], context, False)
+            return self._branch(text)
+        context = self._encode(self.end + after)  # at once: an end token may take the white space after it
+        if response_ids[-1] == self.end_id:  # else it was cut before it ended its message
+            context = context[1:]
+        return Prompt([*before.prompt_ids, *response_ids, *context], context, False, text)
 
-    def response_ids(self, message: Message) -> list[int]:
-        """Return a message of the teacher as the student would have written it: its text and the end token."""
-        return [*self._encode(message.content), self.end_id]
+    def response_ids(self, message: Message, prompt: Prompt, messages: Sequence[Message]) -> list[int]:
+        """Return a message of the teacher as the student would have written it: its text and the end token.
+
+        Args:
+            message: of the teacher.
+            prompt: that it answers.
+            messages: of which the prompt was made.
+
+        Raises:
+            LabelError: it holds tool calls or reasoning that the student's template does not write.
+        """
+        if not (message.tool_calls or message.reasoning):
+            return [*self._encode(self._harmless(message.content)), self.end_id]
+        whole = self._answered(messages, message)
+        body, end, _ = whole[len(prompt.text) :].partition(self.end)
+        is_told = all(self._answered(messages, less) != whole for less in _lessened(message))
+        if not whole.startswith(prompt.text) or not end or not is_told:
+            raise LabelError("the student's chat template cannot write the teacher's tool calls or reasoning.")
+        return [*self._encode(body if message.reasoning else EMPTY_THOUGHT.sub("", body)), self.end_id]
 
     def parse(self, token_ids: Sequence[int]) -> Message:
         """Return the message that response tokens say."""
         ids = [i for i in token_ids if i != self.end_id]
-        return Message("assistant", str(self.tokenizer.decode(ids, skip_special_tokens=False)).strip())
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Message("assistant", str(text).strip())
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        rows = [{"role": m.role, "content": m.content} for m in messages]
-        return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=add_generation_prompt)
+    def _branch(self, text: str) -> Prompt:
+        ids = self._encode(text)
+        return Prompt(ids, ids, True, text)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        rows = [self._row(message) for message in messages]
+        return self.tokenizer.apply_chat_template(
+            rows, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
+        )
+
+    def _answered(self, messages: Sequence[Message], message: Message) -> str:
+        """Return a conversation that ends with a message of the teacher; nothing where the template refuses it."""
+        try:
+            return self._render([*messages, message], add_generation_prompt=False)
+        except (TemplateError, TypeError, ValueError):  # as for two calls, or for arguments that are no mapping
+            return ""
+
+    def _row(self, message: Message) -> dict[str, Any]:
+        """Return a message as templates take it; an observation that spells a control token does not become one.
+
+        What the student said stays as it is; but for the end token, which it can only have spelled.
+        """
+        is_own = message.role == "assistant" and not (message.reasoning or message.tool_calls)
+        text = (
+            message.content.replace(self.end, self._harmless(self.end)) if is_own else self._harmless(message.content)
+        )
+        row: dict[str, Any] = {"role": message.role, "content": text}
+        if message.reasoning:
+            row["reasoning_content"] = self._harmless(message.reasoning)
+        if message.tool_calls:
+            row["tool_calls"] = [self._call(call) for call in message.tool_calls]
+        return row
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        """Return a call as templates take it: its arguments as a mapping, or as the text that is none."""
+        try:
+            arguments = json.loads(self._harmless(json.dumps(json.loads(call.arguments), ensure_ascii=False)))
+        except ValueError:
+            arguments = self._harmless(call.arguments)
+        return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+    def _harmless(self, text: str) -> str:
+        """Break up what would be read as a special token, with a space after its first character."""
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        whole = text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, has no tokens
+        return list(self.tokenizer.encode(whole, add_special_tokens=False))
 
-    def _after_response(self, new: str, asked: str, said: str) -> str | None:
+    def _after_response(self, text: str, asked: str, said: str) -> str | None:
         """Return what a rendering has after the end token of a response; None where it tells the past otherwise.
 
         What the template writes after that token (a line break, often) belongs to the context that follows.
         """
-        rest = new[len(asked) :].lstrip()
-        tail = rest[len(said) :].lstrip()
-        is_kept = new.startswith(asked) and rest.startswith(said) and tail.startswith(self.end)
-        return tail[len(self.end) :] if is_kept else None
+        body, end, after = text[len(asked) :].partition(self.end)
+        return after if text.startswith(asked) and end and _squeezed(body) == _squeezed(said) else None
+
+
+def _lessened(message: Message) -> Iterator[Message]:
+    """Yield a message without its reasoning and without each of its calls; a template that tells them differs."""
+    if message.reasoning.strip():
+        yield replace(message, reasoning="")
+    for index in range(len(message.tool_calls)):
+        yield replace(message, tool_calls=message.tool_calls[:index] + message.tool_calls[index + 1 :])
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

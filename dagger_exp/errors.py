@@ -6,9 +6,11 @@ DaggerError
 │   └── StoreError    a store on disk is not the one that was asked for
 ├── DataError         the collected episodes cannot be trained on
 ├── PolicyError       a policy gave no usable response
-│   └── EngineError   the engine behind it failed
+│   ├── EngineError   the engine behind it failed
+│   └── ContextError  the conversation is longer than the model behind it can read
 ├── EnvError          an environment failed (not: the agent failed in it)
 └── LabelError        the teacher gave no label
+    └── BudgetError   what may be spent on the teacher is spent
 """
 
 
@@ -40,9 +42,17 @@ class EngineError(PolicyError):
     """The engine that generates tokens failed."""
 
 
+class ContextError(PolicyError):
+    """The conversation is longer than the model can read: the model's doing, as at the student's own limit."""
+
+
 class EnvError(DaggerError):
     """An environment failed; the agent in it did nothing wrong."""
 
 
 class LabelError(DaggerError):
     """The teacher gave no label for a visited state."""
+
+
+class BudgetError(LabelError):
+    """What may be spent on the teacher is spent."""

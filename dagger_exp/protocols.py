@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +64,21 @@ class Policy(Protocol):
         """Name under which it is recorded."""
         ...
 
+    @property
+    def reads_env(self) -> bool:
+        """True where the answer is read off the env, so that it must be asked before the env goes on."""
+        ...
+
     async def act(self, state: State, env: Env) -> Response:
         """Return the action. Only a scripted policy looks at `env`. Raises `PolicyError`."""
+        ...
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold what the policy needs while it is asked: connections, or nothing."""
+        ...
+
+    def check(self) -> None:
+        """Look before the first episode whether it can answer at all; raises `ConfigError` with the mend."""
         ...
 
 
@@ -109,6 +123,19 @@ class Generation:
     policy_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of given tokens at temperature 1.
+
+    `logprobs` has one value per token but the first, which nothing predicts. `top_ids` and `top_logprobs` hold the
+    `num_top` likeliest tokens at each of these places; what is left of 1 is the mass of the tail.
+    """
+
+    logprobs: Sequence[float]
+    top_ids: Sequence[Sequence[int]] = ()
+    top_logprobs: Sequence[Sequence[float]] = ()
+
+
 class Engine(Protocol):
     """Generates token ids from token ids; raises `EngineError`."""
 
@@ -122,6 +149,22 @@ class Engine(Protocol):
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation: ...
 
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of given tokens."""
+        ...
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold what requests need: connections to a server, or nothing."""
+        ...
+
     def load_weights(self, version: int, weights: Any) -> None:
-        """Serve these weights from now on, under this policy version."""
+        """Serve these weights, a live module, from now on, under this policy version; wakes an engine that rests."""
+        ...
+
+    def rest(self) -> None:
+        """Leave the device to the trainer until `load_weights` is called again."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds for good; called once."""
         ...

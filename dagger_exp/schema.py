@@ -57,9 +57,25 @@ class Rollout:
     temperature: float = _at_least(0)
     top_p: float = _value("above 0 and at most 1", lambda value: 0 < value <= 1)
     max_new_tokens: int = _at_least(1)
+    max_observation_chars: int | None = _at_least(2)
     concurrency: int = _at_least(1)
+    turn_timeout_s: float = _positive()
     episode_timeout_s: float = _positive()
+    round_timeout_s: float | None = _positive()
+    watchdog_s: float = _positive()
     max_attempts: int = _at_least(1)
+
+
+@dataclass
+class Budget:
+    """What the teacher may cost."""
+
+    tokens_per_round: int | None = _at_least(1)
+    tokens_per_run: int | None = _at_least(1)
+    cost_per_round: float | None = _positive()
+    cost_per_run: float | None = _positive()
+    prompt_price: float = _at_least(0)
+    response_price: float = _at_least(0)
 
 
 @dataclass
@@ -108,6 +124,7 @@ class RunConfig:
     max_grad_norm: float | None = _positive()
     rounds: Rounds = MISSING
     rollout: Rollout = MISSING
+    teacher_budget: Budget = MISSING
     evaluation: Evaluation = MISSING
     env: Any = MISSING
     student: Any = MISSING

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the record on disk; a store of another version is refused, never guessed at."""
 
 
@@ -70,11 +70,29 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool; `arguments` is the JSON text as it was written, well formed or not."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message."""
+    """One chat message. `reasoning` and `tool_calls` are what a served model gave apart from its text."""
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a served model says that a request has cost, in its own tokens."""
+
+    num_prompt_tokens: int = 0
+    num_response_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +122,7 @@ class Response:
     logprobs: Sequence[float] = ()
     finish_reason: str = "stop"
     policy_version: int = 0
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +170,9 @@ class Turn:
     reward: float = 0.0
     finish_reason: str = "stop"
     policy_version: int = 0
+    num_cut_chars: int = 0
+    num_teacher_prompt_tokens: int = 0
+    num_teacher_response_tokens: int = 0
     wall_time_s: float = 0.0
 
 

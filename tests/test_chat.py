@@ -75,13 +75,18 @@ def rendered(chat: Chat, messages: Sequence[Message]) -> list[int]:
     return chat.tokenizer.apply_chat_template(rows, tokenize=True, add_generation_prompt=True, return_dict=False)
 
 
+def written(chat: Chat, content: str) -> list[int]:
+    """Return a teacher's text in the student's format; as text alone it needs no conversation."""
+    return chat.response_ids(said(content), chat.open([user("open")]), [])
+
+
 def converse(chat: Chat, opening: Sequence[Message], exchange: Sequence[tuple[str, str]]) -> list[Prompt]:
     """Return the prompts of a conversation: after the opening, and after each response and observation."""
     messages, prompts = list(opening), [chat.open(opening)]
     for response, observation in exchange:
+        ids = chat.response_ids(said(response), prompts[-1], messages)
         messages += [said(response), user(observation)]
-        before = [*prompts[-1].prompt_ids, *chat.response_ids(said(response))]
-        prompts.append(chat.extend(before, messages, num_new=1))
+        prompts.append(chat.extend(prompts[-1], ids, messages))
     return prompts
 
 
@@ -106,15 +111,15 @@ def test_the_tokens_of_a_response_are_kept_as_they_were_produced() -> None:
     opening = chat.open([user("open")])
     letters = [token for letter in " open\n" for token in chat._encode(letter)]
     assert len(letters) > len(chat._encode(" open\n"))
-    before = [*opening.prompt_ids, *letters, chat.end_id]
-    prompt = chat.extend(before, [user("open"), chat.parse(letters), user("ok")], num_new=1)
-    assert prompt.prompt_ids == [*before, *prompt.context_ids]
+    response = [*letters, chat.end_id]
+    prompt = chat.extend(opening, response, [user("open"), chat.parse(letters), user("ok")])
+    assert prompt.prompt_ids == [*opening.prompt_ids, *response, *prompt.context_ids]
     assert not prompt.starts_branch
 
 
 def test_what_the_template_writes_after_the_end_belongs_to_the_context() -> None:
     chat = make_chat()
-    response = chat.response_ids(said("edit"))
+    response = written(chat, "edit")
     assert chat.tokenizer.decode(response) == "edit<|im_end|>"
     context = converse(chat, [user("open")], [("edit", "ok")])[1].context_ids
     assert chat.tokenizer.decode(context) == "\n<|im_start|>user\nok<|im_end|>\n<|im_start|>assistant\n"
@@ -123,8 +128,7 @@ def test_what_the_template_writes_after_the_end_belongs_to_the_context() -> None
 def test_a_response_that_was_cut_is_ended_by_the_context() -> None:
     chat = make_chat()
     messages = [user("open"), said("edit"), user("ok")]
-    cut = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(said("edit"))[:-1]]
-    prompt = chat.extend(cut, messages, num_new=1)
+    prompt = chat.extend(chat.open(messages[:1]), written(chat, "edit")[:-1], messages)
     assert prompt.context_ids[0] == chat.end_id
     assert prompt.prompt_ids == rendered(chat, messages)
 
@@ -163,20 +167,20 @@ def test_a_template_without_end_tokens_starts_a_branch() -> None:
 def test_white_space_around_a_response_is_no_change() -> None:
     chat = make_chat(TRIMS)
     messages = [user("open"), said("\n edit \n"), user("ok")]
-    before = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(messages[1])]
-    assert not chat.extend(before, messages, num_new=1).starts_branch
+    response = written(chat, messages[1].content)
+    assert not chat.extend(chat.open(messages[:1]), response, messages).starts_branch
 
 
 def test_several_messages_may_follow_a_response() -> None:
     chat = make_chat()
     messages = [user("open"), said("edit"), user("ok"), user("fail")]
-    before = [*chat.open(messages[:1]).prompt_ids, *chat.response_ids(messages[1])]
-    assert chat.extend(before, messages, num_new=2).prompt_ids == rendered(chat, messages)
+    response = written(chat, messages[1].content)
+    assert chat.extend(chat.open(messages[:1]), response, messages).prompt_ids == rendered(chat, messages)
 
 
 @given(st.text().filter(lambda text: "<|" not in text))
 def test_a_message_of_the_teacher_comes_back(content: str) -> None:
-    ids = ROUND_TRIP.response_ids(said(content))
+    ids = written(ROUND_TRIP, content)
     assert ids.count(ROUND_TRIP.end_id) == 1
     assert ids[-1] == ROUND_TRIP.end_id
     assert ROUND_TRIP.parse(ids) == ROUND_TRIP.parse(ids[:-1]) == said(content.strip())
@@ -201,7 +205,7 @@ def test_the_cost_of_a_turn_does_not_grow_with_the_turns_before(monkeypatch: pyt
     for _ in range(40):
         messages += [said("edit"), user("ok fail")]
         counts.append(0)
-        prompt = chat.extend([*prompt.prompt_ids, *chat.response_ids(said("edit"))], messages, num_new=1)
+        prompt = chat.extend(prompt, written(chat, "edit"), messages)
     assert len(set(counts[1:])) == 1
     assert counts[1] < 30
 

@@ -18,6 +18,9 @@ CONF = Path(CONF_FOLDER)
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
 NEEDS = {
     "student=hf": ["student.path=somewhere"],
+    "teacher=hf": ["teacher.path=somewhere"],
+    "teacher=checkpoint": ["teacher.path=somewhere"],
+    "teacher=openai": ["teacher.model=some"],
     "schedule=none": ["method=dagger_switch"],
     "mixing=teacher": ["schedule=none"],
     "mixing=student": ["schedule=none"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from dagger_exp.analysis.load import Row, Run
 from dagger_exp.errors import StoreError
@@ -39,7 +40,7 @@ def load_server(address: str) -> list[Run]:
         wandb.setup(wandb.Settings(silent=True))
         found = wandb.Api(timeout=TIMEOUT_S).runs("/".join(parts[:2]), filters={"group": parts[2]} if parts[2:] else {})
         runs = [_from_server(run) for run in found]
-    except (wandb.Error, OSError, ValueError) as error:
+    except (wandb.Error, WandbApiFailedError, OSError, ValueError) as error:
         raise StoreError(f"{address} cannot be read from W&B ({_first_sentence(error)}): {LOGIN}.") from error
     if not runs:
         raise StoreError(f"{address} has no runs on W&B: look at its name there.")

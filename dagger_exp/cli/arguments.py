@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 
+from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.config import check, compose_checked, load_checked
 from dagger_exp.errors import ConfigError
 
@@ -101,5 +101,6 @@ def _field(path: Path, name: str) -> Any:
 
 def announce(arguments: Sequence[str], command: str) -> None:
     """Print a first line at once: the libraries take seconds to load. Silent where something is only shown."""
-    if "LOCAL_RANK" not in os.environ and not {a for a in arguments if a.startswith("-")} - {"-m", "--multirun"}:
+    is_shown = {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}
+    if is_first_process() and not is_shown:
         print(f"dagger-{command}: loading", *arguments, flush=True)

@@ -7,6 +7,7 @@ dagger-collect store=outputs/runs/FOLDER student.init=outputs/runs/FOLDER       
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,15 @@ def collect(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.training.record import RunRecord
 
-    run = build_run(cfg, folder, run_id, store_folder=rounds)
-    run.engine.load_weights(first, run.student.model)  # the version of a student that was trained on the rounds before
     record = RunRecord(folder=folder, loggers=[])
     budgets = per_round(cfg, "labels") or [None] * cfg.rounds.num_rounds
     num_episodes = None if cfg.rounds.tasks is None else cfg.rounds.tasks * cfg.rollout.episodes_per_task
-    with Terminal(cfg, run.student.num_parameters, rounds.parent, "collect") as terminal:
+    with (
+        closing(build_run(cfg, folder, run_id, store_folder=rounds)) as run,
+        Terminal(cfg, run.student.num_parameters, rounds.parent, "collect") as terminal,
+    ):
+        run.collector.runner.watchdog.say = terminal.warn
+        run.engine.load_weights(first, run.student.model)  # the version of one that was trained on the rounds before
         for index, budget in enumerate(budgets, start=first):
             terminal.begin("collect", index, budget or num_episodes or 0, beta=run.mixing.beta(index))
             episodes = run.collector.collect(

@@ -7,6 +7,7 @@ dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Fac
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,12 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
     from dagger_exp.training.record import RunRecord
 
-    run = build_run(cfg, folder, str(open_manifest(folder, cfg)["run_id"]))
-    with Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal:
+    with (
+        closing(build_run(cfg, folder, str(open_manifest(folder, cfg)["run_id"]))) as run,
+        Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal,
+    ):
+        run.evaluator.runner.watchdog.say = terminal.warn
+        run.engine.load_weights(0, run.student.model)
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
     failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]

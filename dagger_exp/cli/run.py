@@ -128,6 +128,8 @@ def ended(folder: Path, error: BaseException, *, may_discard: bool) -> int:
 
 def stopped(folder: Path, heard: signal.Signals) -> int:
     """Say that a signal has ended the run, have it started again where that is ours to do, and return the exit code."""
+    if not is_first_process():
+        return 0  # the first one says what happened, and has the job started again
     is_over = (folder / CANCELLED).exists() or is_cancelled(heard)
     logging.getLogger(__name__).warning("%s", heard.name)
     _failed(folder, "cancelled" if is_over else "preempted")
@@ -148,7 +150,7 @@ def full_disk(error: BaseException | None) -> OSError | None:
 def discard(folder: Path) -> None:
     """Remove a run folder in which nothing has happened yet; any other file keeps it."""
     if {path.name for path in (*folder.iterdir(), *(folder / "rounds").rglob("*"))} <= FIRST_FILES:
-        logging.shutdown()
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # what W&B's threads still say goes nowhere
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()  # `runs/`, where this was the only run

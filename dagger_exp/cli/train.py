@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,10 @@ def train(cfg: DictConfig, folder: Path) -> None:
     is_first = is_first_process()
     if is_first:
         remove_asides(folder)
-    run = build_run(cfg, folder, run_id)
-    with Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress:
+    with (
+        closing(build_run(cfg, folder, run_id)) as run,
+        Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress,
+    ):
         trainer, module, datamodule, rounds = build_training(
             cfg, run, run_id, progress, manifest["sweep"], manifest["command"][1:]
         )

@@ -8,16 +8,17 @@ members of a batch fixed for that reason.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dagger_exp.engines.scoring import generating, score
 from dagger_exp.errors import EngineError
-from dagger_exp.protocols import Generation, Sampling
+from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import uniform
 
 
@@ -61,6 +62,20 @@ class HfEngine:
             loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
         return await request.answer
 
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of given tokens."""
+        return score(self.model, token_ids, num_top)
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Need nothing: the model is here."""
+        return nullcontext()
+
+    def rest(self) -> None:
+        """Leave the device to the trainer: the weights are its own."""
+
+    def close(self) -> None:
+        """Free nothing: the weights are the trainer's."""
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for begin in range(0, len(waiting), self.max_batch_size):
@@ -74,7 +89,7 @@ class HfEngine:
                         request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
 
     def _generate(self, batch: list[Request]) -> list[Generation]:
-        with _generating(self.model):
+        with generating(self.model):
             input_ids, mask = self._left_padded([request.prompt_ids for request in batch])
             rows = Rows(batch, self.end_id)
             position_ids = (mask.cumsum(1) - 1).clamp(min=0)
@@ -173,16 +188,3 @@ def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> Tensor:
     place = torch.searchsorted(cumulative, coins[:, None] * cumulative[:, -1:], right=True)
     last = (kept > 0).sum(dim=-1, keepdim=True) - 1
     return order.gather(1, place.minimum(last))[:, 0]
-
-
-@contextmanager
-def _generating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; the mode before is restored, of each part its own."""
-    were_training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part in were_training:
-            part.training = True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from dagger_exp.protocols import Generation, Sampling
+from dagger_exp.protocols import Generation, Sampling, Scores
 
 
 class ScriptedEngine:
@@ -33,3 +34,15 @@ class ScriptedEngine:
         tokens = [prompt_ids[byte % len(prompt_ids)] for byte in digest[1 : 1 + length]]
         tokens = [token for token in tokens if token != self.end_id]
         return Generation([*tokens, self.end_id], [0.0] * (len(tokens) + 1), "stop", self.version)
+
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        return Scores([0.0] * (len(token_ids) - 1))
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def rest(self) -> None:
+        """Hold no device."""
+
+    def close(self) -> None:
+        """Hold nothing."""

@@ -57,4 +57,5 @@ class Evaluator:
             on_episode(episode)
             return episode
 
-        return await asyncio.gather(*(play(index, task) for index, task in enumerate(self.tasks)))
+        async with self.runner.connected():
+            return await asyncio.gather(*(play(index, task) for index, task in enumerate(self.tasks)))

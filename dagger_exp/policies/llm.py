@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dagger_exp.chat import Chat
+from dagger_exp.errors import ContextError
 from dagger_exp.protocols import Engine, Env, Sampling
-from dagger_exp.types import Response, State
+from dagger_exp.types import Response, State, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class LanguagePolicy:
     temperature: float = 1.0
     top_p: float = 1.0
     id: str = "student"
+    reads_env: ClassVar[bool] = False
 
     async def act(self, state: State, env: Env) -> Response:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
@@ -39,3 +43,32 @@ class LanguagePolicy:
             finish_reason=generation.finish_reason,
             policy_version=generation.policy_version,
         )
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold what the engine needs."""
+        return self.engine.connected()
+
+    def check(self) -> None:
+        """Leave it to the engine, which looks when it is given weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTeacher(LanguagePolicy):
+    """A teacher in this process, with a tokenizer and a chat template of its own: it reads and writes text.
+
+    Args:
+        max_context_tokens: longest prompt and response that the model reads.
+    """
+
+    max_context_tokens: int
+    id: str = "teacher"
+
+    async def act(self, state: State, env: Env) -> Response:
+        """Return the action; raises `ContextError` where the conversation is too long for this model."""
+        prompt_ids = self.chat.open(state.messages).prompt_ids
+        if len(prompt_ids) + self.max_new_tokens > self.max_context_tokens:
+            raise ContextError(f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}.")
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
+        generation = await self.engine.generate(prompt_ids, sampling)
+        usage = Usage(len(prompt_ids), len(generation.token_ids))
+        return Response(self.chat.parse(generation.token_ids), finish_reason=generation.finish_reason, usage=usage)

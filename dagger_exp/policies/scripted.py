@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import cast
 
 from dagger_exp.errors import ConfigError, PolicyError
@@ -18,6 +19,8 @@ class ScriptedPolicy:
         id: name under which the policy is recorded.
     """
 
+    reads_env = True
+
     def __init__(self, *, error_rate: float = 0.0, id: str = "scripted") -> None:
         if not 0.0 <= error_rate <= 1.0:
             raise ConfigError(f"error_rate is {error_rate}; a rate lies in [0, 1].")
@@ -32,3 +35,10 @@ class ScriptedPolicy:
         if uniform(state.key, f"{self.id} errs") < self.error_rate:
             return Response(expert.random_action(state.key))
         return Response(expert.expert_action())
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
+
+    def check(self) -> None:
+        """Find out at the first turn: only an env knows."""

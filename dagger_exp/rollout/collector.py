@@ -2,27 +2,32 @@
 
 Episode i of a round has a fixed task and fixed coins. A round with a budget of labels closes at the smallest n such
 that episodes 0..n-1 hold that many; later ones that finished early are dropped. So what a round holds depends neither
-on concurrency nor on a restart.
+on concurrency nor on a restart. Where the round's deadline or the teacher's budget ends it earlier, it is closed as it
+is: with what was finished, and the stragglers among its failures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from dagger_exp.errors import DataError
+from dagger_exp.errors import ConfigError, DataError
+from dagger_exp.rollout.budget import added, usage_of
 from dagger_exp.rollout.metrics import rollout_metrics
-from dagger_exp.rollout.runner import Runner
+from dagger_exp.rollout.runner import DEADLINE, LAST_WORDS, Runner
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
 from dagger_exp.store.view import EpisodeSummary, read_rows
-from dagger_exp.types import Episode, Key, StopReason, Task
+from dagger_exp.types import Episode, Key, StopReason, Task, Usage
 
 MAX_FAILURE_RATE = 0.5
 """A round in which more episodes than this fail for reasons of infrastructure is given up."""
@@ -82,6 +87,8 @@ class Collector:
         concurrency: episodes at once; with an engine that works in lock-step, the fixed size of a batch.
         keeps: whether an episode that ended so in this round will be trained on (counts towards a label budget).
         episodes_per_task: consecutive episodes that share a task.
+        round_timeout_s: after which no episode begins and those that play are cut; None waits for all. An engine in
+            lock-step finishes its batch.
     """
 
     runner: Runner
@@ -91,6 +98,7 @@ class Collector:
     concurrency: int
     keeps: Callable[[int, StopReason], bool]
     episodes_per_task: int = 1
+    round_timeout_s: float | None = None
 
     def collect(
         self,
@@ -106,6 +114,7 @@ class Collector:
 
         Raises:
             DataError: the split is empty, most episodes fail, or no episode yields a label.
+            ConfigError: the teacher's budget of the run is spent before the round begins.
         """
         if self.store.is_closed(round_index):
             reader = self.store.read(round_index)
@@ -116,14 +125,18 @@ class Collector:
         def labels(summary: EpisodeSummary) -> int:
             return summary.num_labels if self.keeps(round_index, summary.stop_reason) else 0
 
+        self.runner.teacher.check()
         self._discard_failures(round_index)
+        self._begin_budget(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
-        full = asyncio.run(play(round_index, goal, on_episode))
+        with _frozen_heap():
+            full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
         paths = self.store.committed_paths(round_index)
         episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
         _check_failures(round_index, episodes)
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
+        counts["rollout/teacher_cost"] = self.runner.budget.cost(usage_of(episodes))
         self.store.close_round(round_index, full, counts)
         return episodes
 
@@ -133,6 +146,24 @@ class Collector:
             if summary.stop_reason.is_infrastructure:
                 self.store.discard(round_index, index)
 
+    def _begin_budget(self, round_index: int) -> None:
+        """Tell the budget what the store knows to be spent."""
+        before, budget = Usage(), self.runner.budget
+        for closed in range(round_index):
+            counts = self.store.manifest(closed)["counts"]
+            names = ("rollout/num_teacher_prompt_tokens", "rollout/num_teacher_response_tokens")
+            before = added(before, Usage(*(int(counts[name]) for name in names)))
+        paths = self.store.committed_paths(round_index)
+        budget.begin(before, usage_of([rows_to_episode(read_rows(path)) for path in paths.values()]))
+        if budget.spent is not None and not paths:
+            raise ConfigError(
+                f"teacher_budget.{budget.spent} is spent before round {round_index}: raise it and resume the run."
+            )
+
+    async def _connected(self, play: Awaitable[int]) -> int:
+        async with self.runner.connected():
+            return await play
+
     def task(self, round_index: int, episode_index: int) -> Task:
         """Return the task of an episode: the split in an order of its own for each round, again when it is used up."""
         cycle, place = divmod(episode_index // self.episodes_per_task, len(self.tasks))
@@ -140,50 +171,90 @@ class Collector:
 
     async def _collect_batches(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         """In lock-step: batches of fixed members; one that was interrupted is played again whole."""
-        done, begin = self.store.committed(round_index), 0
+        done, begin, end = self.store.committed(round_index), 0, self._deadline()
         while (full := goal.size(done)) is None:
             members = range(begin, min(begin + self.concurrency, goal.num_episodes or begin + self.concurrency))
             if any(index not in done for index in members):
+                if not self._may_begin(end):
+                    return _whole(done)
                 episodes = await asyncio.gather(*(self._episode(round_index, index) for index in members))
-                for episode in episodes:
-                    self._commit(episode, done, goal, on_episode)
+                await self._commit(episodes, done, goal, on_episode)
             begin = members.stop
         return full
 
     async def _collect_stream(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         """Without lock-step: the next episode begins when one ends."""
         done, begin, playing = self.store.committed(round_index), 0, set[asyncio.Task[Episode]]()
+        end = self._deadline()
         try:
             while (full := goal.size(done)) is None:
-                while len(playing) < self.concurrency and goal.wants(begin, done):
+                while self._may_begin(end) and len(playing) < self.concurrency and goal.wants(begin, done):
                     if begin not in done:
                         playing.add(asyncio.create_task(self._episode(round_index, begin)))
                     begin += 1
-                finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    self._commit(task.result(), done, goal, on_episode)
+                if not playing:
+                    return _whole(done)
+                finished, playing = await asyncio.wait(playing, timeout=_left(end), return_when=asyncio.FIRST_COMPLETED)
+                if not finished:
+                    end = _cut(playing)
+                await self._commit([task.result() for task in finished], done, goal, on_episode)
             return full
         finally:
             for task in playing:
                 task.cancel()
             await asyncio.gather(*playing, return_exceptions=True)
 
+    def _deadline(self) -> float:
+        return math.inf if self.round_timeout_s is None else time.monotonic() + self.round_timeout_s
+
+    def _may_begin(self, end: float) -> bool:
+        return time.monotonic() < end and self.runner.budget.spent is None
+
     async def _episode(self, round_index: int, episode_index: int) -> Episode:
         task = self.task(round_index, episode_index)
         return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index))
 
-    def _commit(self, episode: Episode, done: Done, goal: Goal, on_episode: OnEpisode) -> None:
-        if episode.episode_index in done:
-            return
-        done[episode.episode_index] = self.store.commit(episode)
-        on_episode(episode)
-        if len(done) >= PATIENCE:
-            _give_up_without_hope(done, goal, episode)
+    async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
+        """Commit episodes side by side in threads: a disk takes milliseconds for each, and others play meanwhile."""
+        new = [episode for episode in episodes if episode.episode_index not in done]
+        summaries = await asyncio.gather(*(asyncio.to_thread(self.store.commit, episode) for episode in new))
+        for episode, summary in zip(new, summaries, strict=True):
+            done[episode.episode_index] = summary
+            on_episode(episode)
+            if len(done) >= PATIENCE:
+                _give_up_without_hope(done, goal, episode)
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Spare the garbage collector what lives already: a model's libraries take it a tenth of a second each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _left(end: float) -> float | None:
+    """Return the seconds until a deadline; None where there is none, or where it has cut what played."""
+    return None if math.isinf(end) else max(0.0, end - time.monotonic())
+
+
+def _cut(playing: set[asyncio.Task[Episode]]) -> float:
+    """Tell what plays that its time is over; return a deadline before which nothing more begins."""
+    for task in playing:
+        task.cancel(DEADLINE)
+    return -math.inf
+
+
+def _whole(done: Done) -> int:
+    """Return the largest n such that episodes 0..n-1 are done."""
+    return next(n for n in range(len(done) + 1) if n not in done)
 
 
 def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:
     """Refuse a round that is mostly failures, before it is closed."""
-    errors = [episode.error for episode in episodes if episode.stop_reason.is_infrastructure]
+    errors = [episode.error for episode in episodes if _has_failed(episode.stop_reason)]
     if len(errors) > MAX_FAILURE_RATE * len(episodes):
         raise DataError(
             f"{len(errors)} of {len(episodes)} episodes of round {round_index} failed, the last with {errors[-1]}: "
@@ -191,8 +262,13 @@ def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:
         )
 
 
+def _has_failed(stop_reason: StopReason) -> bool:
+    """Whether something is broken; what a deadline or a budget cut is not."""
+    return stop_reason.is_infrastructure and stop_reason not in LAST_WORDS
+
+
 def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:
-    failed = sum(summary.stop_reason.is_infrastructure for summary in done.values())
+    failed = sum(_has_failed(summary.stop_reason) for summary in done.values())
     if failed > MAX_FAILURE_RATE * len(done) and last.error:
         raise DataError(f"{failed} of {len(done)} episodes failed; the last error was: {last.error}")
     if goal.num_labels is not None and not any(map(goal.labels, done.values())):

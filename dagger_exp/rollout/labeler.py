@@ -1,19 +1,18 @@
-"""What would the teacher do here? Labels for visited states."""
+"""Which visited states does the teacher label?"""
 
 from __future__ import annotations
 
-from dagger_exp.errors import ConfigError, LabelError, PolicyError
-from dagger_exp.protocols import Env, Policy
-from dagger_exp.types import Actor, Message, Response, State
+from dagger_exp.errors import ConfigError
+from dagger_exp.types import Actor
 
 TURNS = ("all", "student", "teacher", "none")
 
 
 class Labeler:
-    """Asks the teacher at visited states; where the teacher acted, the label is its action and costs no query.
+    """Decides which turns get the teacher's action as a label; where the teacher acted, that costs no query.
 
     Args:
-        turns: which turns get a label, by who executed them: `all` (DAgger), `student`, `teacher` or `none`.
+        turns: by who executed them: `all` (DAgger), `student`, `teacher` or `none`.
     """
 
     def __init__(self, *, turns: str = "all") -> None:
@@ -21,17 +20,6 @@ class Labeler:
             raise ConfigError(f"labeler.turns is {turns!r}; choose one of {', '.join(TURNS)}.")
         self.turns = turns
 
-    async def label(self, state: State, actor: Actor, action: Response, teacher: Policy, env: Env) -> Message | None:
-        """Return the label of a state before `action` is executed in it, None where none is asked.
-
-        Raises:
-            LabelError: the teacher failed.
-        """
-        if self.turns not in ("all", actor.value):
-            return None
-        if actor is Actor.TEACHER:
-            return action.message
-        try:
-            return (await teacher.act(state, env)).message
-        except PolicyError as error:
-            raise LabelError(f"The teacher {teacher.id!r} gave no label: {error}") from error
+    def wants(self, actor: Actor) -> bool:
+        """Return whether a turn that this actor executes is labelled."""
+        return self.turns in ("all", actor.value)

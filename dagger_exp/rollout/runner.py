@@ -6,6 +6,9 @@ for t = 0, 1, ...:
     a_t   ~ actor(s_t)         the action that is executed
     l_t   = teacher(s_t)       the label, whoever acted
     s_t+1 = step(a_t)
+
+The label depends on the state alone, so a teacher that is served is asked for it while the student acts and the
+environment works.
 """
 
 from __future__ import annotations
@@ -13,17 +16,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from dagger_exp.chat import Chat, Prompt
-from dagger_exp.errors import EnvError, LabelError, PolicyError
+from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.protocols import Env, Mixing, Policy, World
+from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.observations import cut_middle
+from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task, Turn
 
 CLOSE_TIMEOUT_S = 60.0
 """Longest time that an env may take to free what it holds."""
+DEADLINE = "deadline"
+"""Said by the collector when it cancels a straggler."""
+LAST_WORDS = (StopReason.DEADLINE, StopReason.BUDGET)
+"""Failures that another attempt would only repeat."""
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +53,12 @@ class Runner:
         labeler: decides which turns are labelled.
         chat: renders prompts in the student's format.
         max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode.
+        max_observation_chars: longer observations lose their middle; None keeps them whole.
+        turn_timeout_s: wall-clock limit of a turn.
         episode_timeout_s: wall-clock limit of an attempt.
         max_attempts: how often an episode is tried that fails for reasons of infrastructure.
+        budget: of the teacher.
+        watchdog: is told what each turn waits for.
     """
 
     world: World
@@ -49,8 +68,22 @@ class Runner:
     labeler: Labeler
     chat: Chat
     max_context_tokens: int
+    max_observation_chars: int | None = None
+    turn_timeout_s: float = 3600.0
     episode_timeout_s: float = 3600.0
     max_attempts: int = 1
+    budget: TeacherBudget = field(default_factory=TeacherBudget)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Hold what both policies need while episodes are played."""
+        async with self.student.connected(), self.teacher.connected():
+            watching = asyncio.create_task(self.watchdog.watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
 
     async def run(self, task: Task, key: Key) -> Episode:
         """Play one episode, and again where infrastructure failed, with the same coins; the last attempt counts.
@@ -59,7 +92,7 @@ class Runner:
         """
         episode = await self._attempt(task, key)
         for _ in range(self.max_attempts - 1):
-            if episode.stop_reason.is_infrastructure:
+            if episode.stop_reason.is_infrastructure and episode.stop_reason not in LAST_WORDS:
                 episode = await self._attempt(task, key)
         return episode
 
@@ -71,8 +104,12 @@ class Runner:
             async with asyncio.timeout(self.episode_timeout_s):
                 stop_reason = await self._play(env, key, turns)
         except (TimeoutError, EnvError, LabelError, PolicyError) as failure:
-            said = str(failure) or f"the episode took more than {self.episode_timeout_s:g} s"
+            said = str(failure) or self._too_long(begin)
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {said}"
+        except asyncio.CancelledError as cut:
+            if cut.args != (DEADLINE,):
+                raise
+            stop_reason, error = StopReason.DEADLINE, "the round's deadline cut this episode"
         finally:
             await _close(env)
         return Episode(
@@ -89,8 +126,9 @@ class Runner:
         )
 
     async def _play(self, env: Env, key: Key, turns: list[Turn]) -> StopReason:
-        messages = list(await env.reset())
-        observation = "\n".join(message.content for message in messages)
+        with self.watchdog.waiting(key, "the reset of its env"):
+            messages = list(await env.reset())
+        observation, num_cut = "\n".join(message.content for message in messages), 0
         prompt = self.chat.open(messages)
         for turn_index in range(self._max_turns(key.round_index)):
             if len(prompt.prompt_ids) + self.student.max_new_tokens > self.max_context_tokens:
@@ -98,25 +136,52 @@ class Runner:
             begin = time.monotonic()
             state = State(tuple(messages), prompt.prompt_ids, key._replace(turn_index=turn_index))
             choice = self.mixing.choose(state.key)
-            action = await self._act(choice.actor, state, env)
-            label = await self.labeler.label(state, choice.actor, action, self.teacher, env)
-            result = await env.step(action.message)
-            turn = self._turn(turn_index, observation, prompt, choice, action, label, result, time.monotonic() - begin)
-            turns.append(turn)
+            async with asyncio.timeout(self.turn_timeout_s):
+                action, label, result = await self._take_turn(choice.actor, state, env)
+            turn = self._turn(turn_index, observation, prompt, choice, action, label, result, messages)
+            turns.append(replace(turn, num_cut_chars=num_cut, wall_time_s=time.monotonic() - begin))
             if result.stop_reason is not None:
                 return result.stop_reason
-            messages += [action.message, result.observation]
-            observation = result.observation.content
-            prompt = self.chat.extend([*prompt.prompt_ids, *turn.response_ids], messages, num_new=1)
+            observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
+            messages += [action.message, replace(result.observation, content=observation)]
+            prompt = self.chat.extend(prompt, turn.response_ids, messages)
         return StopReason.MAX_TURNS
 
-    async def _act(self, actor: Actor, state: State, env: Env) -> Response:
-        if actor is Actor.STUDENT:
-            return await self.student.act(state, env)
+    async def _take_turn(self, actor: Actor, state: State, env: Env) -> tuple[Response, Response | None, StepResult]:
+        """Return the action, the label and what the env answers."""
+        is_labelled = self.labeler.wants(actor)
+        if not is_labelled or actor is Actor.TEACHER:
+            action, result = await self._act_and_step(actor, state, env)
+            return action, action if is_labelled else None, result
+        if self.teacher.reads_env:
+            label = await self._ask_teacher(state, env, "label")
+            action, result = await self._act_and_step(actor, state, env)
+            return action, label, result
+        label, (action, result) = await _together(
+            self._ask_teacher(state, env, "label"), self._act_and_step(actor, state, env)
+        )
+        return action, label, result
+
+    async def _act_and_step(self, actor: Actor, state: State, env: Env) -> tuple[Response, StepResult]:
+        if actor is Actor.TEACHER:
+            action = await self._ask_teacher(state, env, "action")
+        else:
+            with self.watchdog.waiting(state.key, f"the student's engine {self.student.engine.id}"):
+                action = await self.student.act(state, env)
+        with self.watchdog.waiting(state.key, "its env"):
+            return action, await env.step(action.message)
+
+    async def _ask_teacher(self, state: State, env: Env, what: str) -> Response:
+        self.budget.check()
         try:
-            return await self.teacher.act(state, env)
+            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {self.teacher.id}"):
+                answer = await self.teacher.act(state, env)
+        except ContextError:
+            raise
         except PolicyError as error:
-            raise LabelError(f"The teacher {self.teacher.id!r} gave no action: {error}") from error
+            raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
+        self.budget.spend(answer.usage)
+        return answer
 
     def _max_turns(self, round_index: int) -> int:
         cap = self.mixing.max_student_turns
@@ -129,22 +194,22 @@ class Runner:
         prompt: Prompt,
         choice: Choice,
         action: Response,
-        label: Message | None,
+        label: Response | None,
         result: StepResult,
-        wall_time_s: float,
+        messages: list[Message],
     ) -> Turn:
+        # A teacher's answer becomes tokens once, in the student's format, and is never encoded again.
+        executed = action.token_ids or self.chat.response_ids(action.message, prompt, messages)
+        asked = label if choice.actor is Actor.STUDENT else action
         return Turn(
             turn_index=turn_index,
             actor=choice.actor,
             observation=observation,
             context_ids=prompt.context_ids,
             starts_branch=prompt.starts_branch,
-            response_text=action.message.content,
-            # A teacher's turn becomes tokens once, in the student's format, and is never encoded again.
-            response_ids=action.token_ids or self.chat.response_ids(action.message),
+            response_text=self._text(action, executed),
+            response_ids=executed,
             sampling_logprobs=action.logprobs,
-            label_text=None if label is None else label.content,
-            label_ids=None if label is None else self.chat.response_ids(label),
             beta=choice.beta,
             coin=choice.coin,
             kappa=choice.kappa,
@@ -152,8 +217,40 @@ class Runner:
             reward=result.reward,
             finish_reason=action.finish_reason,
             policy_version=action.policy_version,
-            wall_time_s=wall_time_s,
+            num_teacher_prompt_tokens=0 if asked is None else asked.usage.num_prompt_tokens,
+            num_teacher_response_tokens=0 if asked is None else asked.usage.num_response_tokens,
+            **self._label(action, executed, label, prompt, messages),
         )
+
+    def _label(
+        self, action: Response, executed: Any, label: Response | None, prompt: Prompt, messages: list[Message]
+    ) -> dict[str, Any]:
+        if label is None:
+            return {}
+        ids = executed if label is action else self.chat.response_ids(label.message, prompt, messages)
+        return {"label_text": self._text(label, ids), "label_ids": ids}
+
+    def _text(self, response: Response, ids: Any) -> str:
+        """Return a response to be read: with its tool calls, as the student would write them."""
+        message = response.message
+        return self.chat.parse(ids).content if message.tool_calls or message.reasoning else message.content
+
+    def _too_long(self, begin: float) -> str:
+        whole = time.monotonic() - begin >= self.episode_timeout_s
+        limit = f"the episode took more than {self.episode_timeout_s:g} s"
+        return limit if whole else f"a turn took more than {self.turn_timeout_s:g} s"
+
+
+async def _together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Run two coroutines at the same time; where one fails, the other is cancelled."""
+    tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def _close(env: Env | None) -> None:
@@ -174,7 +271,11 @@ def _reason(failure: BaseException) -> StopReason:
             return StopReason.TIMEOUT
         case EnvError():
             return StopReason.SANDBOX
+        case BudgetError():
+            return StopReason.BUDGET
         case LabelError():
             return StopReason.TEACHER
+        case ContextError():
+            return StopReason.CONTEXT
         case _:
             return StopReason.ENGINE

@@ -50,6 +50,9 @@ SCHEMA = pa.schema(
         "reward": pa.float64(),
         "finish_reason": pa.string(),
         "policy_version": pa.int32(),
+        "num_cut_chars": pa.int32(),
+        "num_teacher_prompt_tokens": pa.int32(),
+        "num_teacher_response_tokens": pa.int32(),
         "wall_time_s": pa.float64(),
     }
 )

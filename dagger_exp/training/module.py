@@ -40,10 +40,17 @@ class StudentModule(lightning.LightningModule):
         self.model = student.model
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self.max_grad_norm = max_grad_norm
+        self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.parameters())
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is frozen: it is where it came from."""
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                checkpoint["state_dict"].pop(name, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take one optimizer step; return this process's share of the loss of the global batch."""

@@ -33,6 +33,7 @@ class RunRecord:
         self.path = folder / "summary.json"
         found = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.rows: list[dict[str, float]] = found.get("rounds", [])
+        self._log_again()
 
     def row(self, round_index: int) -> dict[str, float] | None:
         """Return the row of a round that is over, None before."""
@@ -48,6 +49,15 @@ class RunRecord:
         self._log(row, step, "row")
         self.rows.append(row)
         write_json(self.path, {**row, "rounds": self.rows})
+
+    def _log_again(self) -> None:
+        """Give W&B the rows again that a killed process may not have sent; those that the server has, it drops."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger) and not logger.experiment.offline:
+                step = 0
+                for row in self.rows:
+                    step += int(row["round/num_steps"])
+                    logger.experiment.log(dict(row), step=_history(step, "row"))
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log an optimizer step."""

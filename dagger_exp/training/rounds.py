@@ -105,6 +105,7 @@ class RoundCallback(lightning.Callback):
         self.record, self.progress = record, progress
         self.num_rounds, self.num_labels, self.num_episodes = num_rounds, num_labels, num_episodes
         self.stop_at_success = stop_at_success
+        collector.runner.watchdog.say = progress.warn
         self.losses: dict[int, list[float]] = {}
         self.seconds: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
@@ -141,6 +142,8 @@ class RoundCallback(lightning.Callback):
         if round_index >= self.num_rounds:
             return True
         self.ensure_collected(module, round_index)
+        for engine in self.engines:
+            engine.rest()
         return False
 
     def _wait_until_visible(self, round_index: int) -> None:
@@ -163,6 +166,7 @@ class RoundCallback(lightning.Callback):
                 round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
             )
             self.record.log_samples(round_index, episodes, self._steps_until(round_index))
+            self._warn_of_short(round_index, total, episodes)
         reader = self.store.read(round_index)  # also of a round that was closed before a kill
         failed = [index for index, reason in enumerate(reader.stop_reasons) if reason.is_infrastructure]
         self.record.failures("collect", round_index, reader.episodes(failed))
@@ -255,6 +259,15 @@ class RoundCallback(lightning.Callback):
     def _is_over(self, row: dict[str, float]) -> bool:
         success = row.get("eval/success_rate", 0.0)
         return self.stop_at_success is not None and success >= self.stop_at_success
+
+    def _warn_of_short(self, round_index: int, wanted: int, episodes: Sequence[Episode]) -> None:
+        """Say that a round was closed before it was full."""
+        got = len(episodes) if self.num_labels is None else sum(episode.num_labels for episode in episodes)
+        if got < wanted:
+            unit = "episodes" if self.num_labels is None else "labels"
+            why = self.collector.runner.budget.spent
+            said = f"teacher_budget.{why} is spent" if why else "rollout.round_timeout_s is over"
+            self.progress.warn(f"round {round_index} was closed with {got} of {wanted} {unit}: {said}.")
 
     def _warn(self, row: dict[str, float]) -> None:
         if row["round"] == 0 and row.get("round/loss", 0.0) > POISONED_LOSS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import (
@@ -22,6 +23,7 @@ from transformers import (
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ConfigError
 
+FINETUNINGS = ("full", "lora")
 PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
 SPECIAL = [PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -31,31 +33,100 @@ CHAT_TEMPLATE = (
 """One role token and one end token per message."""
 
 
+BASE = "base"
+"""Below an adapter's folder: the weights that it belongs to, where they are nowhere else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Student:
-    """What is trained, and how it reads and writes."""
+    """What is trained, and how it reads and writes.
+
+    Args:
+        model: a Hugging Face causal language model, or a PEFT model around one.
+        tokenizer: with a chat template.
+        max_context_tokens: longest sequence, in tokens.
+        source: folder or hub name of the weights before training; None where they exist here only.
+        chat_options: what the chat template takes beside the messages.
+    """
 
     model: Any
     tokenizer: Any
     max_context_tokens: int
+    source: str | None = None
+    chat_options: Mapping[str, Any] | None = None
 
     @property
     def chat(self) -> Chat:
-        return Chat(self.tokenizer)
+        return Chat(self.tokenizer, options=self.chat_options)
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def lora_rank(self) -> int | None:
+        """Rank of the adapter; None where all weights are trained."""
+        return getattr(self.model.active_peft_config, "r", None) if isinstance(self.model, PeftModel) else None
+
     def save_format(self, folder: Path) -> None:
-        """Write all but the weights, so that a checkpoint can be read while the run goes on."""
-        self.model.config.save_pretrained(folder)
+        """Write all but what is trained, so that a checkpoint can be read while the run goes on."""
+        if isinstance(self.model, PeftModel):
+            self.model.active_peft_config.save_pretrained(str(folder))
+            if self.source is None:
+                self.save_base(folder / BASE)
+        else:
+            self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-        self.model.save_pretrained(folder)
+        """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, or an adapter's that PEFT loads."""
+        if isinstance(self.model, PeftModel) and self.source is None:
+            self.save_base(folder / BASE)
+        self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
+
+    def save_base(self, folder: Path) -> None:
+        """Write a Hugging Face folder with all weights but an adapter's."""
+        if isinstance(self.model, PeftModel):
+            base: Any = self.model.get_base_model()
+            state = {
+                name.replace(".base_layer.", "."): value
+                for name, value in base.state_dict().items()
+                if ".lora_" not in name
+            }
+            base.save_pretrained(folder, state_dict=state)
+        else:
+            self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """An adapter of low rank (Hu et al., 2021).
+
+    Args:
+        rank: of the adapter's matrices.
+        alpha: the adapter's output is scaled by `alpha / rank`.
+        dropout: on the adapter's input.
+        target_modules: names of the layers that get one, or `all-linear`.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] = "all-linear"
+
+    def around(self, model: Any) -> PeftModel:
+        """Return the model with a fresh adapter, which is what is trained of it."""
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        settings = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, settings)
 
 
 def from_scratch(
@@ -69,6 +140,8 @@ def from_scratch(
     max_context_tokens: int,
     seed: int,
     init: str | None = None,
+    finetuning: str = "full",
+    lora: Lora | None = None,
 ) -> Student:
     """Return a small random `Qwen3ForCausalLM`, or the one in the folder `init`.
 
@@ -82,12 +155,16 @@ def from_scratch(
         max_context_tokens: longest sequence, in tokens.
         seed: of the initial weights.
         init: a Hugging Face folder or a finished run; its own sizes and tokenizer are used.
+        finetuning: `full`, or `lora` (an adapter on the random weights, for tests of the whole path).
+        lora: the adapter.
 
     Raises:
         ConfigError: unknown tokenizer, a world without a closed vocabulary for `words`, or no student in `init`.
     """
     if init is not None:
-        return from_folder(path=init, max_context_tokens=max_context_tokens)
+        return from_folder(
+            path=init, max_context_tokens=max_context_tokens, finetuning=finetuning, lora=lora, seed=seed
+        )
     fast = _small_tokenizer(tokenizer, vocabulary)
     config = Qwen3Config(
         vocab_size=len(fast),
@@ -105,7 +182,13 @@ def from_scratch(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Student(Qwen3ForCausalLM(config), fast, max_context_tokens)
+        return Student(_adapted(Qwen3ForCausalLM(config), finetuning, lora), fast, max_context_tokens)
+
+
+def _adapted(model: Any, finetuning: str, lora: Lora | None) -> Any:
+    if finetuning not in FINETUNINGS:
+        raise ConfigError(f"student.finetuning is {finetuning!r}; choose one of {', '.join(FINETUNINGS)}.")
+    return (lora or Lora()).around(model) if finetuning == "lora" else model
 
 
 def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -116,12 +199,26 @@ def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> PreTrainedTokenize
     return word_tokenizer(vocabulary) if kind == "words" else byte_tokenizer()
 
 
-def from_folder(*, path: str, max_context_tokens: int) -> Student:
+def from_folder(
+    *,
+    path: str,
+    max_context_tokens: int,
+    finetuning: str = "full",
+    lora: Lora | None = None,
+    dtype: str = "float32",
+    chat_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Student:
     """Return the student of a Hugging Face folder or hub name, of a run, or of a run's checkpoint.
 
     Args:
-        path: the folder, or `RUN/checkpoints/last.ckpt`.
+        path: the folder, or `RUN/checkpoints/last.ckpt`; of an adapter's folder training goes on with the adapter.
         max_context_tokens: longest sequence, in tokens.
+        finetuning: `full`, or `lora`.
+        lora: a fresh adapter, where there is none yet.
+        dtype: of the weights; small updates vanish in bf16, so it is for weights that an adapter leaves alone.
+        chat_options: what the chat template takes beside the messages, as `enable_thinking`.
+        seed: of a fresh adapter.
 
     Raises:
         ConfigError: there is none.
@@ -129,22 +226,47 @@ def from_folder(*, path: str, max_context_tokens: int) -> Student:
     given = Path(path)
     folder = given.parent.parent if given.suffix == ".ckpt" else given
     folder = folder / "student" if (folder / "student").is_dir() else folder
-    source = folder if folder.exists() else path
+    source = str(folder) if folder.exists() else path
     is_folder = path.startswith(("/", ".", "~")) or path.count("/") > 1  # the hub's names are OWNER/NAME
     if is_folder and not given.exists():
         raise ConfigError(f"student.init or student.path is {path}, which is not there; give a run or a model folder.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many models have none
-        if given.suffix == ".ckpt":
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
-            model.load_state_dict(_weights(given))
-        else:
-            # fp32 whatever the folder holds: small updates vanish in bf16 weights; the trainer chooses the precision.
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        return Student(model, tokenizer, max_context_tokens)
+        checkpoint = given if given.suffix == ".ckpt" else None
+        if (folder / "adapter_config.json").exists():
+            base = _base(folder)
+            model = _with_adapter(base, source, checkpoint, dtype)
+            return Student(model, tokenizer, max_context_tokens, base, chat_options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _adapted(_whole(source, checkpoint, dtype), finetuning, lora)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no student could be loaded from {path}: {str(error).splitlines()[0]}") from error
+    return Student(model, tokenizer, max_context_tokens, None if checkpoint else source, chat_options)
+
+
+def _base(folder: Path) -> str:
+    """Return where the weights are that an adapter belongs to."""
+    beside = folder / BASE
+    return str(beside) if beside.is_dir() else str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+
+
+def _whole(source: str, checkpoint: Path | None, dtype: str) -> Any:
+    if checkpoint is None:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=getattr(torch, dtype))
+    model.load_state_dict(_weights(checkpoint))
+    return model
+
+
+def _with_adapter(base: str, source: str, checkpoint: Path | None, dtype: str) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    if checkpoint is None:
+        return PeftModel.from_pretrained(model, source, is_trainable=True)
+    adapted = get_peft_model(model, PeftConfig.from_pretrained(source))
+    adapted.load_state_dict(_weights(checkpoint), strict=False)  # of what is frozen a checkpoint holds nothing
+    return adapted
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:

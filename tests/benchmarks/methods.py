@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 1))
-    parser.add_argument("--folder", type=Path, default=Path("outputs/benchmarks/methods"))
+    parser.add_argument("--folder", type=Path, help="default: one for each set of overrides")
     parser.add_argument("overrides", nargs="*", help="of dagger-train, after --")
     args = parser.parse_args()
+    args.folder = args.folder or Path("outputs/benchmarks", "_".join(["methods", *args.overrides]).replace("/", "-"))
     first = [method for method in args.methods if method != "sft_equal_tokens"]
     play(args.folder, first, range(args.seeds), args.overrides, args.workers)
     if "sft_equal_tokens" in args.methods:
-        steps = equal_token_steps(args.folder)
+        steps = equal_token_steps(args.folder, args.seeds)
         play(
             args.folder,
             ["sft_equal_tokens"],
@@ -44,7 +45,7 @@ def main() -> None:
             [*args.overrides, f"rounds.steps={steps}"],
             args.workers,
         )
-    print_table(args.folder, args.methods)
+    print_table(args.folder, args.methods, args.seeds)
 
 
 def play(folder: Path, methods: Sequence[str], seeds: range, overrides: Sequence[str], workers: int) -> None:
@@ -70,9 +71,9 @@ def run(folder: Path, method: str, seed: int, overrides: Sequence[str]) -> int:
         return subprocess.run(command, stdout=out, stderr=out, check=False).returncode
 
 
-def equal_token_steps(folder: Path) -> list[int]:
+def equal_token_steps(folder: Path, seeds: int) -> list[int]:
     """Return the steps per round with which SFT computes as many tokens as DAgger, over the seeds that were run."""
-    dagger, sft = rows_of(folder, "dagger"), rows_of(folder, "sft")
+    dagger, sft = rows_of(folder, "dagger", seeds), rows_of(folder, "sft", seeds)
     num_rounds = len(sft[0])
     return [
         round(
@@ -84,17 +85,18 @@ def equal_token_steps(folder: Path) -> list[int]:
     ]
 
 
-def rows_of(folder: Path, method: str) -> list[list[dict[str, float]]]:
-    """Return the rows of every finished run of a method."""
-    return [json.loads(path.read_text())["rounds"] for path in sorted((folder / method).glob("seed_*/summary.json"))]
+def rows_of(folder: Path, method: str, seeds: int) -> list[list[dict[str, float]]]:
+    """Return the rows of the finished runs of a method."""
+    paths = [folder / method / f"seed_{seed}" / "summary.json" for seed in range(seeds)]
+    return [json.loads(path.read_text())["rounds"] for path in paths if path.exists()]
 
 
-def print_table(folder: Path, methods: Sequence[str]) -> None:
+def print_table(folder: Path, methods: Sequence[str], seeds: int) -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, commit {commit()}")
     print("| method | success | 95 % over seeds | seeds | labels | tokens computed | each seed |")
     print("|---|---|---|---|---|---|---|")
     for method in methods:
-        runs = rows_of(folder, method)
+        runs = rows_of(folder, method, seeds)
         success = [rows[-1]["eval/success_rate"] for rows in runs]
         half = float(t.ppf(0.975, len(runs) - 1) * sem(success)) if len(runs) > 1 else float("nan")
         labels = fmean(sum(row["rollout/num_labels"] for row in rows) for rows in runs)

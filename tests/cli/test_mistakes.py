@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dagger_exp.types import SCHEMA_VERSION
+
 SCRIPTS = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.num_rounds=1", "rounds.labels=40", "rounds.steps=2", "evaluation.tasks=2")
 Call = Callable[..., Any]
@@ -116,7 +118,7 @@ def test_a_store_that_is_not_what_it_should_be_is_refused(call: Call, tmp_path: 
     answer = call("collect", "store=old")
     assert answer.code == 2
     assert "schema" in answer.err
-    store.write_text(json.dumps({"schema_version": 1, "run_id": "someone else"}))
+    store.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "run_id": "someone else"}))
     answer = call("train", *QUICK, f"hydra.run.dir={tmp_path}/old")
     assert "is the store of run someone else, not of " in answer.err
     assert store.exists()

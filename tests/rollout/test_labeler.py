@@ -10,7 +10,7 @@ import pytest
 from dagger_exp.chat import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
-from dagger_exp.errors import ConfigError, LabelError, PolicyError
+from dagger_exp.errors import ConfigError, PolicyError
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import TurnMixture
 from dagger_exp.policies.scripted import ScriptedPolicy
@@ -20,7 +20,7 @@ from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
 from dagger_exp.training.student import word_tokenizer
-from dagger_exp.types import Actor, Episode, Key, Message, Response, State
+from dagger_exp.types import Actor, Episode, Key, Message, Response, State, StopReason
 
 WORLD = RepoRepair(max_turns=10)
 TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
@@ -69,7 +69,10 @@ def test_labels_are_the_teachers_and_its_own_turns_cost_no_second_query(error_ra
     assert [answer for _, answer in teacher.answers] == [turn.label_text for turn in turns]
     assert len({key for key, _ in teacher.answers}) == len(turns)
     for turn in turns:
-        assert turn.label_ids == CHAT.response_ids(Message("assistant", turn.label_text or ""))
+        written = CHAT.response_ids(
+            Message("assistant", turn.label_text or ""), CHAT.open([Message("user", "test")]), []
+        )
+        assert turn.label_ids == written
         if turn.actor is Actor.TEACHER:
             assert (turn.label_text, turn.label_ids) == (turn.response_text, turn.response_ids)
     assert rollout_metrics(episodes)["rollout/num_teacher_queries"] == len(teacher.answers)
@@ -104,12 +107,10 @@ def test_labels_do_not_change_what_is_visited() -> None:
 
 
 def test_a_teacher_that_fails_is_named() -> None:
-    env, action = WORLD.make(WORLD.tasks("train")[0]), Response(Message("assistant", "test"))
-    state = State([], [], Key(0, 0, "t", 0))
-    with pytest.raises(LabelError, match=r"'far away'.*rate limit"):
-        asyncio.run(Labeler().label(state, Actor.STUDENT, action, Failing(id="far away"), env))
-    own = asyncio.run(Labeler().label(state, Actor.TEACHER, action, Failing(id="far away"), env))
-    assert own == action.message
+    [episode] = play(Labeler(), Failing(id="far away"), num_episodes=1)
+    assert episode.stop_reason is StopReason.TEACHER
+    assert "'far away'" in episode.error
+    assert "rate limit" in episode.error
 
 
 def test_an_unknown_choice_is_refused() -> None:

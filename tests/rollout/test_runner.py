@@ -32,6 +32,11 @@ TASK = Task("t", "train", {"files": ["f2", "f0", "f1"], "bugs": [("s1", "f0", "3
 ROOM = 8
 
 
+def written(content: str) -> list[int]:
+    """Return a text as the student would write it."""
+    return CHAT.response_ids(Message("assistant", content), CHAT.open([Message("user", "test")]), [])
+
+
 class Reciting(ScriptedEngine):
     """An engine of the test: says what it was given, turn by turn, and remembers what it was asked."""
 
@@ -45,7 +50,7 @@ class Reciting(ScriptedEngine):
             raise self.failure
         assert sampling.key is not None
         self.asked[sampling.key.turn_index] = list(prompt_ids)
-        ids = CHAT.response_ids(Message("assistant", self.commands.pop(0)))
+        ids = written(self.commands.pop(0))
         ids, reason = (ids[:-1], "length") if self.is_cut else (ids, "stop")
         return Generation(ids, [-0.5] * len(ids), reason, 4)
 
@@ -181,7 +186,7 @@ def test_the_tokens_of_an_episode() -> None:
     assert {**engine.asked, **teacher.asked} == {index: episode.prompt_ids(index) for index in range(9)}
     for turn in episode.turns:
         assert turn.label_text is not None
-        assert turn.label_ids == CHAT.response_ids(Message("assistant", turn.label_text))
+        assert turn.label_ids == written(turn.label_text)
         assert turn.sampling_logprobs == ([-0.5] * len(turn.response_ids) if turn.actor is S else ())
         assert turn.policy_version == (4 if turn.actor is S else 0)
 

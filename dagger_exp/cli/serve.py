@@ -1,0 +1,88 @@
+"""dagger-serve: the line that serves the student or the teacher of a config with vLLM, printed or run.
+
+dagger-serve student student=qwen3_8b engine=vllm              print the line; addresses then go to engine.addresses
+dagger-serve teacher teacher=qwen3_coder_30b --run             run it until Ctrl-C
+dagger-serve teacher teacher=vllm teacher.model=FOLDER --tensor-parallel-size 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from dagger_exp.cli.complaints import complain
+from dagger_exp.config import compose_checked
+from dagger_exp.errors import ConfigError, UserError
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        serve(sys.argv[1:])
+    except UserError as error:
+        sys.exit(complain(error))
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Print the line, or become the server."""
+    known, rest = _parser().parse_known_args(arguments)
+    overrides = [text for text in rest if "=" in text and not text.startswith("-")]
+    extra = [text for text in rest if text not in overrides]
+    cfg = compose_checked("train", overrides)
+    server, command = (_student_line if known.role == "student" else _teacher_line)(cfg)
+    command += extra
+    if not known.run:
+        print(server.shell_line(command))
+        return
+    server.check_python()
+    print(f"dagger-serve: {shlex.join(command)}", file=sys.stderr, flush=True)
+    os.execvpe(command[0], command, {**os.environ, **server.variables()})  # noqa: S606 - the line that was shown
+
+
+def _student_line(cfg: Any) -> tuple[Any, list[str]]:
+    from dagger_exp.engines.vllm import BASE
+
+    if "server" not in cfg.engine:
+        raise ConfigError("dagger-serve student needs engine=vllm; the engine of this config runs in the process.")
+    path = cfg.student.get("path") or cfg.student.get("init")
+    if path is None:
+        raise ConfigError("this student's weights exist in its run only, which serves them itself; name student.path.")
+    server = _server(cfg.engine.server)
+    rank = cfg.student.lora.rank if cfg.student.finetuning == "lora" else None
+    length = cfg.student.max_context_tokens
+    return server, server.command(path, name=BASE, max_context_tokens=length, lora_rank=rank, sleeps=cfg.engine.sleeps)
+
+
+def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
+    if "endpoint" not in cfg.teacher or cfg.teacher.model is None:
+        raise ConfigError("dagger-serve teacher needs teacher=vllm teacher.model=FOLDER, or another served teacher.")
+    place = urlsplit(cfg.teacher.endpoint.address)
+    server = _server({"host": place.hostname or "127.0.0.1", "port": place.port or 8000})
+    return server, server.command(cfg.teacher.model, name=cfg.teacher.model)
+
+
+def _server(settings: Any) -> Any:
+    from dagger_exp.engines.vllm_server import VllmServer
+
+    return VllmServer(**{key: value for key, value in settings.items() if key != "_target_"})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dagger-serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="KEY=VALUE are overrides as of dagger-train; anything else is handed on to vLLM.",
+    )
+    parser.add_argument("role", choices=["student", "teacher"])
+    parser.add_argument("--run", action="store_true", help="become the server instead of printing its line")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""One OpenAI-compatible server: requests over kept connections, and what is done when it fails.
+
+What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut. A
+`Retry-After` makes every request to the server wait, not only the one that was told. Anything else is an `EngineError`
+that names the address. HTTP goes through aiohttp, because httpx slows with the square of the open connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from dagger_exp.errors import ConfigError, ContextError, EngineError
+
+CHECK_TIMEOUT_S = 20.0
+MAX_PAUSE_S = 60.0
+"""Longest pause before a request is tried again, whatever a server asks for."""
+TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
+
+
+class TransientError(EngineError):
+    """A failure that may pass."""
+
+
+class Endpoint:
+    """A server at an address.
+
+    Args:
+        address: as `http://host:8000`, with or without `/v1`.
+        api_key_env: name of the environment variable that holds its key; the key itself stands in no config.
+        timeout_s: of one request.
+        max_attempts: how often a request is tried in all.
+        first_pause_s: before the second attempt, at most; it doubles up to a minute.
+        max_requests_per_s: shared by all requests; None for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        api_key_env: str | None = None,
+        timeout_s: float = 600.0,
+        max_attempts: int = 6,
+        first_pause_s: float = 0.5,
+        max_requests_per_s: float | None = None,
+    ) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
+        self.address = address.rstrip("/").removesuffix("/v1")
+        self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
+        self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
+        self.num_requests = self.num_retries = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._passage = asyncio.Lock()
+        self._next_at = 0.0  # on the monotonic clock; no request begins before
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep connections open while requests are made."""
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=self.timeout_s)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers()) as session:
+            self._session, self._passage = session, asyncio.Lock()
+            try:
+                yield
+            finally:
+                self._session = None
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the server answers.
+
+        Raises:
+            ContextError: the server says that the prompt is too long for it.
+            EngineError: it refuses the request, or has failed at every attempt.
+        """
+        data, longest_s = json.dumps(body).encode(), self.first_pause_s
+        for _ in range(self.max_attempts - 1):
+            try:
+                return await self._post(path, data)
+            except TransientError:
+                self.num_retries += 1
+                await asyncio.sleep(random.uniform(0.0, min(longest_s, MAX_PAUSE_S)))
+                longest_s *= 2
+        return await self._post(path, data)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return what the server answers to a question before the first episode.
+
+        Raises:
+            ConfigError: nothing answers there, or it does not let us in.
+        """
+        request = urllib.request.Request(self.address + path, headers=self._headers())  # noqa: S310 - http, see above
+        try:
+            with urllib.request.urlopen(request, timeout=CHECK_TIMEOUT_S) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            mend = f"put the right key into {self.api_key_env or 'api_key_env'}" if error.code in (401, 403) else "mend"
+            raise ConfigError(f"{self.address}{path} answers {error.code} {error.reason}: {mend}.") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise ConfigError(
+                f"no server answers at {self.address} ({reason}): start it, or mend the address."
+            ) from error
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key:
+                raise ConfigError(f"the key for {self.address} is missing: set the variable {self.api_key_env}.")
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
+
+    async def _post(self, path: str, data: bytes) -> dict[str, Any]:
+        if self._session is None:
+            raise EngineError(f"{self.address} was asked outside of `connected()`.")
+        await self._wait_for_turn()
+        self.num_requests += 1
+        try:
+            async with self._session.post(self.address + path, data=data) as answer:
+                text = await answer.read()
+            async with self._passage:  # one by one: what an answer leads to is asked before the next answer is read
+                await asyncio.sleep(0)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            said = str(error) or f"no answer within {self.timeout_s:g} s"
+            raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from error
+        if answer.status != 200:
+            raise self._refusal(answer.status, text.decode(errors="replace"), answer.headers.get("Retry-After"))
+        if answer.content_type != "application/json":
+            return {}  # "Success", or nothing: the status has said it
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise TransientError(f"{self.address}: its answer is cut or no JSON: {text[:80]!r}") from error
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until a pause that the server asked for is over, and keep to the rate."""
+        now = time.monotonic()
+        begin = max(now, self._next_at)
+        if self.max_requests_per_s is not None:
+            self._next_at = begin + 1.0 / self.max_requests_per_s
+        if begin > now:
+            await asyncio.sleep(begin - now)
+
+    def _refusal(self, status: int, text: str, retry_after: str | None) -> EngineError | ContextError:
+        said = f"{self.address} answers {status}: {_message(text)}"
+        if status in (408, 409, 425, 429) or status >= 500:
+            if retry_after is not None:
+                self._next_at = max(self._next_at, time.monotonic() + min(_seconds(retry_after), MAX_PAUSE_S))
+            return TransientError(said)
+        return ContextError(said) if any(words in text for words in TOO_LONG) else EngineError(said)
+
+
+def _message(text: str) -> str:
+    """Return what an error body says, in one line."""
+    try:
+        error = json.loads(text).get("error", text)
+        text = error.get("message", text) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        pass
+    return " ".join(text.split())[:300]
+
+
+def _seconds(retry_after: str) -> float:
+    """Return the seconds of a `Retry-After`, which is a number or a date."""
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0

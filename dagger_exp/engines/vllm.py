@@ -1,0 +1,270 @@
+"""Tokens from a vLLM server, whose weights follow the training.
+
+A LoRA student's adapter is saved and loaded under a name made of its version and its content, so that neither the
+server nor its prefix cache can take an old one for it. Full weights are saved and reloaded from disk, which needs a
+disk that both see. After every update a probe holds the server's log-probabilities against the trainer's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.scoring import score
+from dagger_exp.engines.vllm_server import RunningServer, VllmServer
+from dagger_exp.errors import ConfigError, EngineError
+from dagger_exp.protocols import Generation, Sampling, Scores
+from dagger_exp.seeding import draw, integer
+from dagger_exp.types import Key
+
+BASE = "student"
+"""Name under which the server knows the weights that it was started with."""
+PROBE_TOKENS = 32
+
+
+class Servable(Protocol):
+    """What a server must know of a student."""
+
+    @property
+    def source(self) -> str | None:
+        """Folder or hub name of its untrained weights; None where they exist in memory only."""
+        ...
+
+    @property
+    def max_context_tokens(self) -> int: ...
+
+    @property
+    def lora_rank(self) -> int | None:
+        """Rank of its adapter; None where all weights are trained."""
+        ...
+
+    def save_base(self, folder: Path) -> None:
+        """Write a Hugging Face folder with all weights but an adapter's."""
+        ...
+
+
+class VllmEngine:
+    """Generates and scores with vLLM.
+
+    Args:
+        student: what is served.
+        end_id: token id that ends a message.
+        folder: for weights on their way to the server, and its log.
+        server: how one is started, where no addresses are given.
+        addresses: of servers that run already; an episode stays with one of them.
+        endpoint: makes the connection to an address.
+        sleeps: whether the server leaves the device to the trainer between collections.
+        probe_tolerance: largest difference of a log-probability between server and trainer, in nats.
+    """
+
+    id = "vllm"
+    is_lock_step = False
+
+    def __init__(
+        self,
+        *,
+        student: Servable,
+        end_id: int,
+        folder: Path,
+        server: VllmServer,
+        addresses: Sequence[str] | None = None,
+        endpoint: Callable[..., Endpoint] = Endpoint,
+        sleeps: bool = False,
+        probe_tolerance: float = 0.1,
+    ) -> None:
+        self.student, self.end_id, self.folder = student, end_id, folder
+        self.server, self.sleeps, self.probe_tolerance = server, sleeps, probe_tolerance
+        self._make_endpoint = endpoint
+        self.endpoints = [endpoint(address=address) for address in addresses or ()]
+        self.version, self.name = -1, BASE
+        self.drift = 0.0
+        """What the last probe found: the largest difference of a log-probability, in nats."""
+        self._running: RunningServer | None = None
+        self._is_asleep = False
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
+        version, key = self.version, sampling.key or Key(0, 0, "", 0)
+        endpoint = self.endpoints[
+            key.episode_index % len(self.endpoints)
+        ]  # always the same: its prefix is cached there
+        answer = await self._complete(
+            endpoint,
+            prompt=list(prompt_ids),
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=draw(key, "sampling") % 2**31,
+            logprobs=0,
+            return_token_ids=True,
+            skip_special_tokens=False,
+            stop_token_ids=[self.end_id],
+        )
+        choice = answer["choices"][0]
+        if choice.get("token_ids") is None or choice.get("logprobs") is None:
+            raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
+        return Generation(
+            choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] or "stop", version
+        )
+
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of given tokens under the weights that are served."""
+        return await self._score(self.endpoints[0], token_ids, num_top)
+
+    async def _score(self, endpoint: Endpoint, token_ids: Sequence[int], num_top: int) -> Scores:
+        answer = await self._complete(
+            endpoint, prompt=list(token_ids), max_tokens=1, temperature=0.0, prompt_logprobs=num_top
+        )
+        rows = answer["choices"][0]["prompt_logprobs"][1:]
+        logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows, strict=True)]
+        if not num_top:
+            return Scores(logprobs)
+        tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows]
+        return Scores(
+            logprobs,
+            [[int(token) for token, _ in top] for top in tops],
+            [[entry["logprob"] for _, entry in top] for top in tops],
+        )
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep connections to all servers open."""
+        async with AsyncExitStack() as stack:
+            for endpoint in self.endpoints:
+                await stack.enter_async_context(endpoint.connected())
+            yield
+
+    def load_weights(self, version: int, weights: Any) -> None:
+        """Serve these weights under this version.
+
+        Args:
+            version: of the policy; the same one again does nothing.
+            weights: the live module that trains.
+
+        Raises:
+            ConfigError: the server cannot serve this student.
+            EngineError: it refuses the weights, or its log-probabilities are not the trainer's afterwards.
+        """
+        if not self.endpoints:
+            self._start()
+        if self.version < 0:
+            self._check_servers()
+        asyncio.run(self._update(version, weights))
+
+    def rest(self) -> None:
+        """Let the server sleep, so that the trainer has the device."""
+        if self.sleeps and self.endpoints and not self._is_asleep:
+            asyncio.run(self._sleep())
+
+    def close(self) -> None:
+        """End the server that was started here."""
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
+    def command(self) -> list[str]:
+        """Return the line that starts a server for this student."""
+        base = self.student.source or str(self.folder / "base")
+        return self.server.command(
+            base,
+            name=BASE,
+            max_context_tokens=self.student.max_context_tokens,
+            lora_rank=self.student.lora_rank,
+            sleeps=self.sleeps,
+        )
+
+    def _start(self) -> None:
+        if self.student.source is None:
+            self.student.save_base(self.folder / "base")
+        self._running = self.server.start(self.command(), self.folder / "vllm.log")
+        self.endpoints = [self._make_endpoint(address=self._running.address)]
+
+    async def _sleep(self) -> None:
+        async with self.connected():
+            await self._everywhere("/sleep?level=1", {})
+        self._is_asleep = True
+
+    async def _update(self, version: int, weights: Any) -> None:
+        async with self.connected():
+            if self._is_asleep:
+                await self._everywhere("/wake_up", {})
+                self._is_asleep = False
+            if version != self.version:
+                load = self._load_all if self.student.lora_rank is None else self._load_adapter
+                await load(version, weights)
+                self.version = version
+            await self._probe(weights)
+
+    def _check_servers(self) -> None:
+        """Look at what is served before anything is asked of it."""
+        for endpoint in self.endpoints:
+            cards = {card["id"]: card for card in endpoint.get("/v1/models")["data"]}
+            if BASE not in cards:
+                names = ", ".join(cards)
+                raise ConfigError(
+                    f"{endpoint.address} serves {names}, not {BASE}: start it with the line that dagger-serve prints."
+                )
+            length, wanted = cards[BASE].get("max_model_len"), self.student.max_context_tokens
+            if length is not None and length < wanted:
+                raise ConfigError(
+                    f"{endpoint.address} reads {length} tokens, but student.max_context_tokens is {wanted}: "
+                    "start it with a longer --max-model-len, or lower student.max_context_tokens."
+                )
+
+    async def _load_adapter(self, version: int, weights: Any) -> None:
+        path = self.folder / "adapters" / str(version)
+        weights.save_pretrained(path)
+        content = hashlib.sha256((path / "adapter_model.safetensors").read_bytes()).hexdigest()[:12]
+        name, before = f"v{version}-{content}", self.name
+        for endpoint in self.endpoints:
+            try:
+                await endpoint.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.resolve())})
+            except EngineError as error:
+                if "already been loaded" not in str(error):  # by a run that is resumed here; the same bytes
+                    raise ConfigError(
+                        f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
+                        f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+                    ) from error
+        self.name = name
+        if before != BASE:
+            await self._everywhere("/v1/unload_lora_adapter", {"lora_name": before})
+            for old in path.parent.iterdir():
+                if old.name != str(version):
+                    shutil.rmtree(old)
+
+    async def _load_all(self, version: int, weights: Any) -> None:
+        path = self.folder / "weights"
+        shutil.rmtree(path, ignore_errors=True)
+        weights.save_pretrained(path)
+        rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(path.resolve())}}
+        await self._everywhere("/collective_rpc", rpc)
+        await self._everywhere("/reset_prefix_cache", {})
+
+    async def _probe(self, weights: Any) -> None:
+        """Hold the server's log-probabilities of fixed tokens against the trainer's."""
+        size, key = int(weights.config.vocab_size), Key(0, 0, "probe", 0)
+        ids = [integer(key, f"token {place}", size) for place in range(PROBE_TOKENS)]
+        trained = score(weights, ids).logprobs
+        for endpoint in self.endpoints:
+            served = (await self._score(endpoint, ids, 0)).logprobs
+            self.drift = max(abs(one - other) for one, other in zip(served, trained, strict=True))
+            if not self.drift <= self.probe_tolerance:  # also where it is no number
+                raise EngineError(
+                    f"after the update to policy version {self.version} the log-probabilities of {endpoint.address} "
+                    f"differ from the trainer's by {self.drift:.2g}, more than engine.probe_tolerance="
+                    f"{self.probe_tolerance:g}."
+                )
+
+    async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
+        # The salt keeps a prefix that other weights have computed out of this request.
+        salt = f"{self.version} {self.name}"
+        return await endpoint.post("/v1/completions", {"model": self.name, "cache_salt": salt, **body})
+
+    async def _everywhere(self, path: str, body: dict[str, Any]) -> None:
+        await asyncio.gather(*(endpoint.post(path, body) for endpoint in self.endpoints))

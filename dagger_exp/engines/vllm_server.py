@@ -1,0 +1,196 @@
+"""A vLLM server of our own: the line that starts it, its start, and an end that is certain."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dagger_exp.errors import ConfigError, EngineError
+
+ENVIRONMENT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",  # an adapter for each policy version
+    "VLLM_SERVER_DEV_MODE": "1",  # reloading weights, sleep; the server listens to this machine alone
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+STOP_TIMEOUT_S = 30.0
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmServer:
+    """How a server is started.
+
+    Args:
+        python: interpreter of the environment that has vLLM; None is this one.
+        host: it listens to; the default lets in this machine alone.
+        port: None takes a free one.
+        dtype: of the weights, as vLLM names it.
+        tensor_parallel_size: GPUs of one model.
+        gpu_memory_utilization: share of a GPU that the server takes.
+        start_timeout_s: until it must answer.
+        arguments: more of `vllm serve`, as they are typed.
+        environment: more variables of the process.
+    """
+
+    python: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    start_timeout_s: float = 1800.0
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(
+        self,
+        model: str,
+        *,
+        name: str,
+        max_context_tokens: int | None = None,
+        lora_rank: int | None = None,
+        sleeps: bool = False,
+    ) -> list[str]:
+        """Return the line that serves a model.
+
+        Args:
+            model: folder or hub name.
+            name: under which requests ask for it.
+            max_context_tokens: longest prompt and response together; None as the model says.
+            lora_rank: of the adapters that will come; None where none will.
+            sleeps: whether the device is shared with the trainer.
+        """
+        # Not the script `vllm`: it is broken in some builds, and belongs to one environment only.
+        line = [self.python or sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        line += ["--served-model-name", name, "--host", self.host, "--dtype", self.dtype]
+        line += ["--port", str(self.port)] if self.port is not None else []
+        line += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
+        line += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
+        line += ["--max-model-len", str(max_context_tokens)] if max_context_tokens else []
+        line += ["--enable-lora", "--max-lora-rank", str(lora_rank), "--max-loras", "2"] if lora_rank else []
+        line += ["--enable-sleep-mode"] if sleeps else []
+        # What a token was drawn with is its log-probability after the temperature.
+        return [*line, "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", *self.arguments]
+
+    def shell_line(self, command: Sequence[str]) -> str:
+        """Return a command as it is typed, with the variables that it needs."""
+        variables = [f"{name}={shlex.quote(str(value))}" for name, value in self.variables().items()]
+        return " ".join([*variables, shlex.join(command)])
+
+    def start(self, command: Sequence[str], log: Path) -> RunningServer:
+        """Start a server and wait until it answers.
+
+        Raises:
+            ConfigError: there is no vLLM in the environment that was named.
+            EngineError: it ended, or did not answer in time; the message names its log.
+        """
+        self.check_python()
+        port = self.port or _free_port(self.host)
+        line = [*command, *([] if self.port is not None else ["--port", str(port)])]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own arguments
+                line,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.variables()},
+                start_new_session=True,  # Ctrl-C is ours to hear; we stop it
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, before any thread
+            )
+        running = RunningServer(process, f"http://{self.host}:{port}", log)
+        try:
+            running.wait_until_healthy(self.start_timeout_s)
+        except BaseException:
+            running.stop()
+            raise
+        return running
+
+    def variables(self) -> dict[str, str]:
+        """Return what is set for the server's process."""
+        return {**ENVIRONMENT, **{name: str(value) for name, value in self.environment.items()}}
+
+    def check_python(self) -> None:
+        """Look whether there is a vLLM; raises `ConfigError`."""
+        python = self.python or sys.executable
+        found = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        try:
+            missing = subprocess.run([python, "-c", found], capture_output=True, check=False).returncode  # noqa: S603
+        except OSError as error:
+            raise ConfigError(f"server.python is {python}, which does not run: {error.strerror}.") from error
+        if missing:
+            raise ConfigError(
+                f'{python} has no vLLM: pip install "dagger-exp[vllm]", or name an environment that has it in '
+                "server.python, or give the addresses of servers that run."
+            )
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that was started here.
+
+    Args:
+        process: the first of its process group.
+        address: where it listens.
+        log: what it says.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: str
+    log: Path
+
+    def wait_until_healthy(self, timeout_s: float) -> None:
+        """Wait until it answers; raises `EngineError`."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_healthy():
+            if self.process.poll() is not None:
+                raise EngineError(f"the vLLM server ended with code {self.process.returncode}: {self._last_error()}")
+            if time.monotonic() > deadline:
+                raise EngineError(f"the vLLM server did not answer within {timeout_s:g} s: see {self.log}.")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End the server and every process that it has started."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310 - our own server
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def _last_error(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if "Error" in line] or lines or ["it said nothing"]
+        return f"{errors[-1].strip()[-300:]} (see {self.log})"
+
+
+def _die_with_parent() -> None:
+    """Have Linux end the server when this process is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,114 @@
+"""A policy behind an OpenAI-compatible address: text in, text and tool calls out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.protocols import Env
+from dagger_exp.types import Message, Response, State, ToolCall, Usage
+
+
+class ServedPolicy:
+    """Answers with what a served model says to the conversation.
+
+    Args:
+        endpoint: of the server.
+        model: name under which it is served; None where the server has only one.
+        max_new_tokens: longest response, in the model's tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus; 1 keeps every token.
+        tools: JSON schemas of the tools that the model may call.
+        keep_reasoning: whether what it thought before it answered is a part of the answer.
+        request: more of the request's body, as a provider takes it.
+        id: name under which the policy is recorded; None is the model's.
+    """
+
+    reads_env = False
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        model: str | None = None,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        tools: Sequence[Mapping[str, Any]] = (),
+        keep_reasoning: bool = False,
+        request: Mapping[str, Any] | None = None,
+        id: str | None = None,
+    ) -> None:
+        self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
+        self.request: dict[str, Any] = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            **({"tools": list(tools)} if tools else {}),
+            **(request or {}),
+        }
+        self._id = id
+
+    @property
+    def id(self) -> str:
+        return self._id or self.model or "served"
+
+    async def act(self, state: State, env: Env) -> Response:
+        """Return the answer; raises `EngineError`, or `ContextError` where the conversation is too long for it."""
+        messages = [_row(message) for message in state.messages]
+        body = {"model": self.model, "messages": messages, **self.request}
+        answer = await self.endpoint.post("/v1/chat/completions", body)
+        try:
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            message = _message(choice["message"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise PolicyError(f"{self.endpoint.address} answers in a form that is not understood: {error!r}") from error
+        return Response(
+            message=message if self.keep_reasoning else replace(message, reasoning=""),
+            finish_reason=choice.get("finish_reason") or "stop",
+            usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
+        )
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Keep connections open."""
+        return self.endpoint.connected()
+
+    def check(self) -> None:
+        """Look whether the server answers and serves the model.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        names = [card["id"] for card in self.endpoint.get("/v1/models").get("data", [])]
+        if self.model is None and len(names) == 1:
+            self.model = names[0]
+        if self.model not in names:
+            raise ConfigError(
+                f"{self.endpoint.address} does not serve {self.model or 'one model only'}: set teacher.model to one of "
+                f"{', '.join(names[:10])}."
+            )
+
+
+def _row(message: Message) -> dict[str, Any]:
+    """Return a message as the protocol has it; what the model thought stays with it."""
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {"id": f"call_{i}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for i, call in enumerate(message.tool_calls)
+        ]
+    return row
+
+
+def _message(row: Mapping[str, Any]) -> Message:
+    calls = [call["function"] for call in row.get("tool_calls") or []]
+    return Message(
+        "assistant",
+        (row.get("content") or "").strip(),
+        reasoning=row.get("reasoning") or row.get("reasoning_content") or "",
+        tool_calls=tuple(ToolCall(call["name"], call.get("arguments") or "{}") for call in calls),
+    )

@@ -1,0 +1,90 @@
+"""What may the teacher cost? Counted as it is spent, refused before it is exceeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dagger_exp.errors import BudgetError
+from dagger_exp.types import Episode, Usage
+
+MILLION = 1_000_000
+
+
+@dataclass(kw_only=True)
+class TeacherBudget:
+    """Tokens and money per round and per run; None is no limit.
+
+    What requests under way will cost is not known yet, so each of them may overdraw the budget once.
+
+    Args:
+        tokens_per_round: prompt and response tokens, as the teacher's server counts them.
+        tokens_per_run: of all rounds.
+        cost_per_round: in the currency of the prices.
+        cost_per_run: of all rounds.
+        prompt_price: of a million tokens.
+        response_price: of a million tokens.
+    """
+
+    tokens_per_round: int | None = None
+    tokens_per_run: int | None = None
+    cost_per_round: float | None = None
+    cost_per_run: float | None = None
+    prompt_price: float = 0.0
+    response_price: float = 0.0
+    in_round: Usage = field(default=Usage(), init=False)
+    before: Usage = field(default=Usage(), init=False)
+
+    def begin(self, before: Usage, in_round: Usage) -> None:
+        """Begin a round, or go on with one.
+
+        Args:
+            before: what all rounds before have used.
+            in_round: what the committed episodes of this one have.
+        """
+        self.before, self.in_round = before, in_round
+
+    def spend(self, usage: Usage) -> None:
+        """Count what a request has cost."""
+        self.in_round = added(self.in_round, usage)
+
+    def cost(self, usage: Usage) -> float:
+        """Return money for tokens."""
+        prompt, response = usage.num_prompt_tokens, usage.num_response_tokens
+        return (prompt * self.prompt_price + response * self.response_price) / MILLION
+
+    @property
+    def spent(self) -> str | None:
+        """Return the name of a limit that is reached, None while there is none."""
+        run = added(self.before, self.in_round)
+        reached = {
+            "tokens_per_round": (num_tokens(self.in_round), self.tokens_per_round),
+            "tokens_per_run": (num_tokens(run), self.tokens_per_run),
+            "cost_per_round": (self.cost(self.in_round), self.cost_per_round),
+            "cost_per_run": (self.cost(run), self.cost_per_run),
+        }
+        names = [name for name, (used, limit) in reached.items() if limit is not None and used >= limit]
+        return names[0] if names else None
+
+    def check(self) -> None:
+        """Raise `BudgetError` where nothing more may be asked of the teacher."""
+        if (name := self.spent) is not None:
+            raise BudgetError(f"teacher_budget.{name} is spent.")
+
+
+def added(one: Usage, other: Usage) -> Usage:
+    """Return the sum of two usages."""
+    return Usage(one.num_prompt_tokens + other.num_prompt_tokens, one.num_response_tokens + other.num_response_tokens)
+
+
+def num_tokens(usage: Usage) -> int:
+    """Return all tokens of a usage."""
+    return usage.num_prompt_tokens + usage.num_response_tokens
+
+
+def usage_of(episodes: Sequence[Episode]) -> Usage:
+    """Return what the teacher's part in episodes has used."""
+    turns = [turn for episode in episodes for turn in episode.turns]
+    return Usage(
+        sum(turn.num_teacher_prompt_tokens for turn in turns), sum(turn.num_teacher_response_tokens for turn in turns)
+    )

@@ -1,0 +1,114 @@
+"""A server that fails, and what is made of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.errors import ConfigError, ContextError, EngineError
+from tests.provider import FAULTS, Provider, free_port, serving
+
+PATH, BODY = "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def address(provider: Provider) -> Iterator[str]:
+    with serving(provider) as address:
+        yield address
+
+
+def ask(endpoint: Endpoint, times: int = 1) -> list[Any]:
+    """Return the answers to that many requests at once; an error as itself."""
+
+    async def all_of_them() -> list[Any]:
+        async with endpoint.connected():
+            asked = (endpoint.post(PATH, BODY) for _ in range(times))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+def patient(address: str, **settings: Any) -> Endpoint:
+    return Endpoint(**{"address": address, "timeout_s": 0.5, "first_pause_s": 0.02} | settings)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_may_pass_is_tried_again(provider: Provider, address: str, fault: str) -> None:
+    provider.faults = [fault, fault]
+    endpoint = patient(address)
+    [answer] = ask(endpoint)
+    assert answer["choices"][0]["message"]["content"] == "test"
+    assert (endpoint.num_requests, endpoint.num_retries) == (3, 2)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_pass_is_an_error_that_names_the_address(provider: Provider, address: str, fault: str) -> None:
+    provider.faults = [fault] * 2
+    [error] = ask(patient(address, max_attempts=2))
+    assert isinstance(error, EngineError)
+    assert address in str(error)
+
+
+def test_a_request_that_is_refused_is_not_repeated(provider: Provider, address: str) -> None:
+    provider.faults = ['{"error": {"message": "no such parameter"}}']
+    endpoint = patient(address)
+    [error] = ask(endpoint)
+    assert isinstance(error, EngineError)
+    assert "400: no such parameter" in str(error)
+    assert endpoint.num_requests == 1
+
+
+def test_a_prompt_that_is_too_long_for_the_server_is_its_own_error(provider: Provider, address: str) -> None:
+    provider.faults = ['{"error": {"message": "This model\'s maximum context length is 512 tokens."}}']
+    [error] = ask(patient(address))
+    assert isinstance(error, ContextError)
+
+
+def test_a_server_that_asks_for_a_pause_gets_it(provider: Provider, address: str) -> None:
+    provider.faults = ["429"]
+    endpoint, begin = patient(address, first_pause_s=0.0), time.monotonic()
+    ask(endpoint)
+    assert endpoint.num_retries == 1
+    assert time.monotonic() - begin >= 0.05  # its Retry-After, though its own pause is none
+
+
+def test_requests_keep_to_a_shared_rate(address: str) -> None:
+    begin = time.monotonic()
+    assert len(ask(patient(address, max_requests_per_s=50.0), times=11)) == 11
+    assert time.monotonic() - begin >= 0.2
+
+
+def test_the_key_comes_from_the_environment_and_is_sent(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-planted")
+    ask(patient(address, api_key_env="SOME_KEY"))
+    assert provider.requests[0][2]["Authorization"] == "Bearer sk-planted"
+
+
+def test_a_key_that_is_missing_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(ConfigError, match=f"{address}.*SOME_KEY"):
+        patient(address, api_key_env="SOME_KEY").get("/v1/models")
+
+
+def test_an_address_where_nothing_listens_is_named_before_the_first_episode() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ConfigError, match=rf"no server answers at {address}.*start it"):
+        Endpoint(address=address).get("/v1/models")
+
+
+def test_an_address_may_end_as_the_protocols_paths_do() -> None:
+    assert Endpoint(address="http://host:1/v1/").address == "http://host:1"
+    with pytest.raises(ConfigError, match=r"host:1.*http://HOST:PORT"):
+        Endpoint(address="host:1")

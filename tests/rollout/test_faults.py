@@ -1,0 +1,104 @@
+"""Faults of the servers of teacher and student, one request in five: the round ends, and nothing is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagger_exp.chat import Chat
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.vllm import VllmEngine
+from dagger_exp.engines.vllm_server import VllmServer
+from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.evaluation.evaluator import Evaluator
+from dagger_exp.evaluation.metrics import evaluation_metrics
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.mixture import StudentOnly, TurnMixture
+from dagger_exp.policies.served import ServedPolicy
+from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.schedules import Constant
+from dagger_exp.store.store import Store
+from dagger_exp.training.student import word_tokenizer
+from dagger_exp.types import Actor, Episode, StopReason
+from tests.provider import MODEL, Process
+
+WORLD = RepoRepair(max_turns=6)
+TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
+CHAT = Chat(TOKENIZER)
+TEST_IDS = [*TOKENIZER.encode("test"), CHAT.end_id]
+FAULTY = ("--fault-rate", "0.2", "--reply-ids", *map(str, TEST_IDS))
+
+
+def runner(student: str, teacher: str, folder: Path) -> Runner:
+    """Return a runner whose policies are both served, with little patience."""
+    patience: dict[str, Any] = {"timeout_s": 1.0, "first_pause_s": 0.05, "max_attempts": 12}
+    engine = VllmEngine(
+        student=None,  # pyright: ignore[reportArgumentType] - the server is there, and gets no weights
+        end_id=CHAT.end_id,
+        folder=folder,
+        server=VllmServer(),
+        addresses=[student],
+        endpoint=lambda address: Endpoint(address=address, **patience),
+    )
+    return Runner(
+        world=WORLD,
+        student=LanguagePolicy(engine=engine, chat=CHAT, max_new_tokens=8),
+        teacher=ServedPolicy(endpoint=Endpoint(address=teacher, **patience), model=MODEL),
+        mixing=TurnMixture(schedule=Constant(start=0.5, end=0.5, num_rounds=1)),
+        labeler=Labeler(),
+        chat=CHAT,
+        max_context_tokens=1000,
+        episode_timeout_s=60,
+    )
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_round_ends_with_every_label_whatever_the_servers_do(tmp_path: Path, is_killed: bool) -> None:
+    ended: list[Episode] = []
+    with Process(*FAULTY) as student, Process(*FAULTY) as teacher:
+
+        def on_episode(episode: Episode) -> None:
+            ended.append(episode)
+            if is_killed and len(ended) == 3:
+                teacher.restart()
+            if is_killed and len(ended) == 6:
+                student.restart()
+
+        collector = Collector(
+            runner=runner(student.address, teacher.address, tmp_path),
+            store=Store(tmp_path / "rounds", "run"),
+            tasks=WORLD.tasks("train"),
+            seed=0,
+            concurrency=8,
+            keeps=lambda round_index, reason: not reason.is_infrastructure,
+        )
+        episodes = collector.collect(0, num_episodes=24, on_episode=on_episode)
+    turns = [turn for episode in episodes for turn in episode.turns]
+    assert {episode.stop_reason for episode in episodes} == {StopReason.MAX_TURNS}
+    assert len(turns) == 24 * 6
+    assert all(turn.label_text == "test" for turn in turns)
+    assert {turn.actor for turn in turns} == {Actor.STUDENT, Actor.TEACHER}
+
+
+def test_a_server_that_stays_away_is_a_failure_of_infrastructure_and_in_no_rate(tmp_path: Path) -> None:
+    with Process(*FAULTY) as student, Process(*FAULTY) as teacher:
+        played = runner(student.address, teacher.address, tmp_path)
+        played.student.engine.endpoints[0].max_attempts = 2  # pyright: ignore[reportAttributeAccessIssue]
+        student.process.kill()
+        evaluator = Evaluator(
+            runner=replace(played, mixing=StudentOnly(), labeler=Labeler(turns="none")),
+            tasks=WORLD.tasks("heldout")[:4],
+            seed=0,
+            concurrency=4,
+            folder=tmp_path / "eval",
+            run_id="run",
+        )
+        episodes = evaluator.evaluate(0)
+    assert {episode.stop_reason for episode in episodes} == {StopReason.ENGINE}
+    assert student.address in episodes[0].error
+    assert "eval/success_rate" not in evaluation_metrics(episodes)

@@ -1,0 +1,205 @@
+"""What ends a collection early or cuts it short: deadlines, the teacher's budget, long observations; and what hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagger_exp.chat import Chat
+from dagger_exp.engines.scripted import ScriptedEngine
+from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.errors import ConfigError, ContextError
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.mixture import StudentOnly, TeacherOnly
+from dagger_exp.protocols import Env, Mixing
+from dagger_exp.rollout.budget import TeacherBudget
+from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.metrics import rollout_metrics
+from dagger_exp.rollout.observations import cut_middle
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.rollout.watchdog import Watchdog
+from dagger_exp.store.store import Store
+from dagger_exp.training.student import word_tokenizer
+from dagger_exp.types import Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage
+
+WORLD = RepoRepair(max_turns=3)
+TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
+CHAT = Chat(TOKENIZER)
+
+
+@dataclass
+class Slow:
+    """A teacher far away: it says one command, costs ten tokens, and waits where it is told to."""
+
+    hangs_at: Callable[[Key], bool] = lambda key: False
+    failure: Exception | None = None
+    asked: list[Key] = field(default_factory=list)
+    id: str = "far away"
+    reads_env: bool = False
+    gate: asyncio.Event | None = None
+
+    async def act(self, state: State, env: Env) -> Response:
+        self.asked.append(state.key)
+        if self.failure is not None:
+            raise self.failure
+        if self.hangs_at(state.key):
+            await asyncio.Event().wait()
+        if self.gate is not None:
+            await self.gate.wait()
+        return Response(Message("assistant", "test"), usage=Usage(8, 2))
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def check(self) -> None:
+        """Find nothing wrong."""
+
+
+def runner(teacher: Slow, mixing: Mixing | None = None, world: Any = WORLD, **settings: Any) -> Runner:
+    return Runner(
+        world=world,
+        student=LanguagePolicy(engine=ScriptedEngine(end_id=CHAT.end_id), chat=CHAT, max_new_tokens=8),
+        teacher=teacher,
+        mixing=mixing or TeacherOnly(),
+        labeler=Labeler(),
+        chat=CHAT,
+        max_context_tokens=1000,
+        **settings,
+    )
+
+
+def collected(
+    runner: Runner, folder: Path, *, round_timeout_s: float | None = None, concurrency: int = 4, **goal: Any
+) -> list[Episode]:
+    collector = Collector(
+        runner=runner,
+        store=Store(folder, "run"),
+        tasks=WORLD.tasks("train"),
+        seed=0,
+        concurrency=concurrency,
+        keeps=lambda round_index, reason: not reason.is_infrastructure,
+        round_timeout_s=round_timeout_s,
+    )
+    return collector.collect(0, **goal)
+
+
+def reasons(episodes: Sequence[Episode]) -> list[StopReason]:
+    return [episode.stop_reason for episode in episodes]
+
+
+def test_a_straggler_does_not_hold_a_round_beyond_its_deadline(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key.episode_index == 1)
+    episodes = collected(runner(teacher), tmp_path, round_timeout_s=0.3, num_episodes=6)
+    assert reasons(episodes) == [StopReason.DEADLINE if i == 1 else StopReason.MAX_TURNS for i in range(6)]
+    assert "deadline" in episodes[1].error
+    assert rollout_metrics(episodes)["rollout/num_failed"] == 1
+
+
+def test_a_round_that_was_cut_is_closed_with_what_it_has(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key.episode_index >= 5)
+    episodes = collected(runner(teacher), tmp_path, round_timeout_s=0.3, concurrency=2, num_labels=1000)
+    assert reasons(episodes) == [StopReason.MAX_TURNS] * 5 + [StopReason.DEADLINE] * 2
+    assert Store.open(tmp_path).is_closed(0)
+
+
+def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key == Key(0, 0, key.task_id, 0, 1))
+    [first, second] = collected(runner(teacher, turn_timeout_s=0.2), tmp_path, num_episodes=2)
+    assert (first.stop_reason, second.stop_reason) == (StopReason.TIMEOUT, StopReason.MAX_TURNS)
+    assert "a turn took more than 0.2 s" in first.error
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_queries"),
+    [({"tokens_per_round": 60}, 6), ({"cost_per_run": 0.5, "prompt_price": 1e4, "response_price": 1e4}, 5)],
+)
+def test_the_teacher_is_not_asked_beyond_its_budget(tmp_path: Path, limit: dict[str, Any], num_queries: int) -> None:
+    teacher = Slow()
+    episodes = collected(
+        runner(teacher, budget=TeacherBudget(**limit), max_attempts=3), tmp_path, concurrency=1, num_episodes=50
+    )
+    assert len(teacher.asked) == num_queries
+    assert reasons(episodes)[0] is StopReason.MAX_TURNS
+    assert set(reasons(episodes)[1:]) <= {StopReason.MAX_TURNS, StopReason.BUDGET}
+    metrics = rollout_metrics(episodes)
+    spent = metrics["rollout/num_teacher_prompt_tokens"], metrics["rollout/num_teacher_response_tokens"]
+    assert spent == (8 * num_queries, 2 * num_queries)
+
+
+def test_a_budget_of_the_run_is_counted_over_its_rounds_and_refuses_the_next(tmp_path: Path) -> None:
+    budget = TeacherBudget(tokens_per_run=30)
+    collected(runner(Slow(), budget=budget), tmp_path, num_episodes=1)
+    again = Collector(
+        runner=runner(Slow(), budget=TeacherBudget(tokens_per_run=30)),
+        store=Store(tmp_path, "run"),
+        tasks=WORLD.tasks("train"),
+        seed=0,
+        concurrency=1,
+        keeps=lambda round_index, reason: True,
+    )
+    with pytest.raises(ConfigError, match=r"teacher_budget\.tokens_per_run is spent before round 1: raise it"):
+        again.collect(1, num_episodes=1)
+
+
+def test_the_label_is_asked_while_student_and_env_work(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    class Opens(RepoRepair):
+        def make(self, task: Task) -> Any:
+            env = super().make(task)
+            step = env.step
+
+            async def opening(action: Message) -> StepResult:
+                gate.set()  # only now can the teacher's label come
+                return await step(action)
+
+            env.step = opening  # pyright: ignore[reportAttributeAccessIssue]
+            return env
+
+    teacher = Slow(gate=gate)
+    played = runner(teacher, StudentOnly(), world=Opens(max_turns=2), turn_timeout_s=5)
+    [episode] = collected(played, tmp_path, num_episodes=1)
+    assert [turn.label_text for turn in episode.turns] == ["test", "test"]
+
+
+def test_a_conversation_that_is_too_long_for_the_teacher_ends_as_context(tmp_path: Path) -> None:
+    [episode] = collected(runner(Slow(failure=ContextError("512 tokens"))), tmp_path, num_episodes=1)
+    assert episode.stop_reason is StopReason.CONTEXT
+    assert "512 tokens" in episode.error
+
+
+def test_long_observations_lose_their_middle_and_it_is_recorded(tmp_path: Path) -> None:
+    [episode] = collected(runner(Slow(), max_observation_chars=4), tmp_path, num_episodes=1)
+    first, later = episode.turns[0], episode.turns[1]
+    assert first.num_cut_chars == 0  # the task is never cut
+    assert later.num_cut_chars == len("fail s10") - 4 or later.num_cut_chars == len("fail s1") - 4
+    assert f"[{later.num_cut_chars} characters left out]" in later.observation
+    assert rollout_metrics([episode])["rollout/cut_rate"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("abcdefghij", ("abc", "ij")), ("abcdef", ("abc", "ef"))])
+def test_head_and_tail_are_kept(text: str, kept: tuple[str, str]) -> None:
+    cut, num_cut = cut_middle(text, 5)
+    assert (cut.startswith(kept[0]), cut.endswith(kept[1]), num_cut) == (True, True, len(text) - 5)
+    assert cut_middle(text, len(text)) == cut_middle(text, None) == (text, 0)
+
+
+def test_what_hangs_is_named_with_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said: list[str] = []
+    teacher = Slow(hangs_at=lambda key: key.episode_index == 0 and key.turn_index == 1)
+    watchdog = Watchdog(patience_s=0.1, say=said.append)
+    with caplog.at_level(logging.WARNING):
+        collected(runner(teacher, watchdog=watchdog), tmp_path, round_timeout_s=0.5, num_episodes=2)
+    assert len(said) == 1  # once, and not again and again
+    assert "episode 0 of round 0" in said[0]
+    assert "turn 1" in said[0]
+    assert "the teacher far away" in said[0]
+    assert said[0] in caplog.text
