@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from jinja2 import TemplateError
@@ -28,12 +29,19 @@ class Tokenizer(Protocol):
     added_tokens_decoder: Any
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
     def encode(self, text: str, **options: Any) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], **options: Any) -> Any: ...
 
 
 EMPTY_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
 """What some templates write before an answer that came without reasoning; nobody said it, so nobody learns it."""
+
+
+ANSWER = "4711"
+"""Said once, to see what a template writes after it."""
+CACHED_TEXTS = 4096
+"""Observations that are rendered again with every later turn of their episode."""
 
 
 class Prompt(NamedTuple):
@@ -65,11 +73,14 @@ class Chat:
             raise DataError("The student's tokenizer needs a chat_template and an eos_token that ends a message.")
         self.tokenizer = tokenizer
         self.options = dict(options or {})
-        self.end_id = int(tokenizer.eos_token_id)
-        self.end = str(tokenizer.decode([self.end_id], skip_special_tokens=False))
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._special = re.compile("|".join(map(re.escape, {self.end, *special})))
+        special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
+        self._special = re.compile("|".join(map(re.escape, special.values())))
+        self._harmless = lru_cache(CACHED_TEXTS)(self._broken_up)
+        self.end = special[int(tokenizer.eos_token_id)]
+        self.end = self._end_of_message() or self.end
+        self.end_id = next(i for i, token in special.items() if token == self.end)
         hello = [Message("user", "hello")]
         without = self._render(hello)
         if tools:
@@ -165,7 +176,13 @@ class Chat:
             arguments = self._harmless(call.arguments)
         return {"type": "function", "function": {"name": call.name, "arguments": arguments}}
 
-    def _harmless(self, text: str) -> str:
+    def _end_of_message(self) -> str | None:
+        """Return the special token that the template writes after an answer; a base model's end of text is another."""
+        whole = self._answered([Message("user", "hello")], Message("assistant", ANSWER))
+        found = self._special.match(whole.partition(ANSWER)[2].lstrip())
+        return found[0] if found else None
+
+    def _broken_up(self, text: str) -> str:
         """Break up what would be read as a special token, with a space after its first character."""
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 

@@ -82,6 +82,27 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of given tokens at temperature 1.
+
+    `logprobs` has one value per token but the first, which nothing predicts. `top_ids` and `top_logprobs` hold the
+    `num_top` likeliest tokens at each of these places; what is left of 1 is the mass of the tail.
+    """
+
+    logprobs: Sequence[float]
+    top_ids: Sequence[Sequence[int]] = ()
+    top_logprobs: Sequence[Sequence[float]] = ()
+
+
+class Scorer(Protocol):
+    """A policy that tells how likely given tokens are."""
+
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of tokens of the student's vocabulary; raises `PolicyError`."""
+        ...
+
+
 class Mixing(Protocol):
     """Decides who acts at each turn: a pure function of the key."""
 
@@ -121,19 +142,6 @@ class Generation:
     logprobs: Sequence[float]
     finish_reason: str
     policy_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Log-probabilities of given tokens at temperature 1.
-
-    `logprobs` has one value per token but the first, which nothing predicts. `top_ids` and `top_logprobs` hold the
-    `num_top` likeliest tokens at each of these places; what is left of 1 is the mass of the tail.
-    """
-
-    logprobs: Sequence[float]
-    top_ids: Sequence[Sequence[int]] = ()
-    top_logprobs: Sequence[Sequence[float]] = ()
 
 
 class Engine(Protocol):

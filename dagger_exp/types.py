@@ -151,6 +151,10 @@ class Turn:
 
     `context_ids` are the tokens that the prompt adds to the turn before (its prompt and its response); where
     `starts_branch` is true they are the whole prompt. `label_ids` is None where no label was asked.
+    `teacher_logprobs` has a value per token of the response, where it was asked for; the two `teacher_top_*` have the
+    likeliest k tokens at each of these places, one place after the other; what is left of 1 is the mass of the tail.
+    `num_cut_chars` were left out of the middle of the observation. The teacher's tokens are those that its server
+    counted, prompts included.
     """
 
     turn_index: int
@@ -163,6 +167,9 @@ class Turn:
     sampling_logprobs: Sequence[float] = ()
     label_text: str | None = None
     label_ids: Sequence[int] | None = None
+    teacher_logprobs: Sequence[float] = ()
+    teacher_top_ids: Sequence[int] = ()
+    teacher_top_logprobs: Sequence[float] = ()
     beta: float | None = None
     coin: float | None = None
     kappa: int | None = None

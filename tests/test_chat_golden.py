@@ -353,14 +353,8 @@ CASES: dict[str, Case] = {
         tools=[TOOL],
         end="<|eot|>",
     ),
-    # What such a student learns to end with is not what its template ends with: it works, but nothing is shared.
-    "the tokenizer's end is not the template's": Case(
-        template=PLAIN,
-        last=TEXT_LAST,
-        branches=(True, True, True),
-        end="<|endoftext|>",
-        **{**TEXT_ONLY, "trained": ("open a<|endoftext|>", "open b<|endoftext|>", "edit b<|endoftext|>")},
-    ),
+    # As of base models, whose tokenizer ends a text and whose template ends a message.
+    "the tokenizer's end is not the template's": Case(template=PLAIN, last=TEXT_LAST, end="<|endoftext|>", **TEXT_ONLY),
 }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from dagger_exp.errors import ConfigError, ContextError, EngineError
 
@@ -83,15 +83,14 @@ class Endpoint:
             ContextError: the server says that the prompt is too long for it.
             EngineError: it refuses the request, or has failed at every attempt.
         """
-        data, longest_s = json.dumps(body).encode(), self.first_pause_s
-        for _ in range(self.max_attempts - 1):
-            try:
-                return await self._post(path, data)
-            except TransientError:
-                self.num_retries += 1
-                await asyncio.sleep(random.uniform(0.0, min(longest_s, MAX_PAUSE_S)))
-                longest_s *= 2
-        return await self._post(path, data)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
+            stop=stop_after_attempt(self.max_attempts),
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        return await retrying(self._post, path, json.dumps(body).encode())
 
     def get(self, path: str) -> dict[str, Any]:
         """Return what the server answers to a question before the first episode.
@@ -104,8 +103,10 @@ class Endpoint:
             with urllib.request.urlopen(request, timeout=CHECK_TIMEOUT_S) as answer:  # noqa: S310
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            mend = f"put the right key into {self.api_key_env or 'api_key_env'}" if error.code in (401, 403) else "mend"
-            raise ConfigError(f"{self.address}{path} answers {error.code} {error.reason}: {mend}.") from error
+            said = f"{self.address}{path} answers {error.code} {error.reason}"
+            key = self.api_key_env or "the variable that api_key_env names"
+            mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
+            raise ConfigError(f"{said}: {mend}.") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise ConfigError(
@@ -129,7 +130,7 @@ class Endpoint:
         try:
             async with self._session.post(self.address + path, data=data) as answer:
                 text = await answer.read()
-            async with self._passage:  # one by one: what an answer leads to is asked before the next answer is read
+            async with self._passage:  # one by one: what one answer leads to is sent before the work on another begins
                 await asyncio.sleep(0)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             said = str(error) or f"no answer within {self.timeout_s:g} s"
@@ -159,6 +160,9 @@ class Endpoint:
                 self._next_at = max(self._next_at, time.monotonic() + min(_seconds(retry_after), MAX_PAUSE_S))
             return TransientError(said)
         return ContextError(said) if any(words in text for words in TOO_LONG) else EngineError(said)
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        self.num_retries += 1
 
 
 def _message(text: str) -> str:

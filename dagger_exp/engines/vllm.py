@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
 from dagger_exp.errors import ConfigError, EngineError
@@ -118,19 +119,7 @@ class VllmEngine:
         return await self._score(self.endpoints[0], token_ids, num_top)
 
     async def _score(self, endpoint: Endpoint, token_ids: Sequence[int], num_top: int) -> Scores:
-        answer = await self._complete(
-            endpoint, prompt=list(token_ids), max_tokens=1, temperature=0.0, prompt_logprobs=num_top
-        )
-        rows = answer["choices"][0]["prompt_logprobs"][1:]
-        logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows, strict=True)]
-        if not num_top:
-            return Scores(logprobs)
-        tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows]
-        return Scores(
-            logprobs,
-            [[int(token) for token, _ in top] for top in tops],
-            [[entry["logprob"] for _, entry in top] for top in tops],
-        )
+        return await score_at(endpoint, self.name, token_ids, num_top, cache_salt=self._salt)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -262,9 +251,12 @@ class VllmEngine:
                 )
 
     async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
-        # The salt keeps a prefix that other weights have computed out of this request.
-        salt = f"{self.version} {self.name}"
-        return await endpoint.post("/v1/completions", {"model": self.name, "cache_salt": salt, **body})
+        return await endpoint.post("/v1/completions", {"model": self.name, "cache_salt": self._salt, **body})
+
+    @property
+    def _salt(self) -> str:
+        """Keep a prefix that other weights have computed out of a request."""
+        return f"{self.version} {self.name}"
 
     async def _everywhere(self, path: str, body: dict[str, Any]) -> None:
         await asyncio.gather(*(endpoint.post(path, body) for endpoint in self.endpoints))

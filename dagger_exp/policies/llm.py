@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ContextError
-from dagger_exp.protocols import Engine, Env, Sampling
+from dagger_exp.protocols import Engine, Env, Sampling, Scores
 from dagger_exp.types import Response, State, Usage
 
 
@@ -50,6 +51,10 @@ class LanguagePolicy:
 
     def check(self) -> None:
         """Leave it to the engine, which looks when it is given weights."""
+
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of given tokens."""
+        return await self.engine.score(token_ids, num_top)
 
 
 @dataclass(frozen=True, kw_only=True)

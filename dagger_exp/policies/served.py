@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.errors import ConfigError, PolicyError
-from dagger_exp.protocols import Env
+from dagger_exp.protocols import Env, Scores
 from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
 
@@ -24,6 +25,7 @@ class ServedPolicy:
         top_p: nucleus; 1 keeps every token.
         tools: JSON schemas of the tools that the model may call.
         keep_reasoning: whether what it thought before it answered is a part of the answer.
+        tokenizer: folder or hub name of its tokenizer, which only log-probabilities need.
         request: more of the request's body, as a provider takes it.
         id: name under which the policy is recorded; None is the model's.
     """
@@ -40,10 +42,12 @@ class ServedPolicy:
         top_p: float = 1.0,
         tools: Sequence[Mapping[str, Any]] = (),
         keep_reasoning: bool = False,
+        tokenizer: str | None = None,
         request: Mapping[str, Any] | None = None,
         id: str | None = None,
     ) -> None:
         self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
+        self.tokenizer = tokenizer
         self.request: dict[str, Any] = {
             "max_tokens": max_new_tokens,
             "temperature": temperature,
@@ -72,6 +76,10 @@ class ServedPolicy:
             finish_reason=choice.get("finish_reason") or "stop",
             usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
         )
+
+    async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+        """Return the log-probabilities of given tokens, which a vLLM server tells."""
+        return await score_at(self.endpoint, self.id, token_ids, num_top)
 
     def connected(self) -> AbstractAsyncContextManager[None]:
         """Keep connections open."""

@@ -132,6 +132,7 @@ class Collector:
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
         with _frozen_heap():
             full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
+        self._check_any(round_index, full, goal)
         paths = self.store.committed_paths(round_index)
         episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
         _check_failures(round_index, episodes)
@@ -158,6 +159,17 @@ class Collector:
         if budget.spent is not None and not paths:
             raise ConfigError(
                 f"teacher_budget.{budget.spent} is spent before round {round_index}: raise it and resume the run."
+            )
+
+    def _check_any(self, round_index: int, full: int, goal: Goal) -> None:
+        """Refuse a round that a budget or a deadline ended before it had anything."""
+        done = self.store.committed(round_index)
+        if goal.size(done) is None and not any(goal.labels(done[index]) for index in range(full)):
+            spent = self.runner.budget.spent
+            limit = f"teacher_budget.{spent} was spent" if spent else "rollout.round_timeout_s was over"
+            raise DataError(
+                f"{limit} before an episode of round {round_index} gave a label: raise it or lower rollout.concurrency,"
+                " and resume the run."
             )
 
     async def _connected(self, play: Awaitable[int]) -> int:

@@ -19,15 +19,16 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dagger_exp.chat import Chat, Prompt
 from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
 from dagger_exp.policies.llm import LanguagePolicy
-from dagger_exp.protocols import Env, Mixing, Policy, World
+from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.observations import cut_middle
+from dagger_exp.rollout.scored import scored
 from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task, Turn
 
@@ -103,6 +104,7 @@ class Runner:
             env = self.world.make(task)
             async with asyncio.timeout(self.episode_timeout_s):
                 stop_reason = await self._play(env, key, turns)
+                turns = await self._scored(key, turns)
         except (TimeoutError, EnvError, LabelError, PolicyError) as failure:
             said = str(failure) or self._too_long(begin)
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {said}"
@@ -182,6 +184,16 @@ class Runner:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
         self.budget.spend(answer.usage)
         return answer
+
+    async def _scored(self, key: Key, turns: list[Turn]) -> list[Turn]:
+        """Return the turns with the teacher's log-probabilities, where they are asked for."""
+        if not self.labeler.logprobs:
+            return turns
+        try:
+            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {self.teacher.id}"):
+                return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top)
+        except PolicyError as error:
+            raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
 
     def _max_turns(self, round_index: int) -> int:
         cap = self.mixing.max_student_turns

@@ -42,6 +42,9 @@ SCHEMA = pa.schema(
         "sampling_logprobs": pa.list_(pa.float32()),
         "label_text": pa.string(),
         "label_ids": pa.list_(pa.int32()),
+        "teacher_logprobs": pa.list_(pa.float16()),
+        "teacher_top_ids": pa.list_(pa.int32()),
+        "teacher_top_logprobs": pa.list_(pa.float16()),
         "has_label": pa.bool_(),  # derived from label_ids: counting labels must not decode their tokens
         "beta": pa.float64(),
         "coin": pa.float64(),
@@ -123,5 +126,6 @@ _COLUMN_TYPES = list(zip(SCHEMA.names, SCHEMA.types, strict=True))
 _CONVERTERS: dict[pa.DataType, Callable[[Any], Any]] = {
     pa.string(): _plain_text,
     pa.list_(pa.int32()): lambda ids: np.asarray(ids, np.int32).tolist(),
+    pa.list_(pa.float16()): lambda values: np.asarray(values, np.float16).tolist(),
     pa.list_(pa.float32()): lambda values: np.asarray(values, np.float32).tolist(),
 }

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +72,27 @@ def trained(model: Any, seed: int) -> Any:
     return model
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VllmEngine, Student]]:
-    """Return an engine that has started its server, and the student whose first weights it serves."""
+@contextmanager
+def started(own: Student, folder: Path) -> Iterator[VllmEngine]:
+    """Start a server for a student and give it the first weights."""
     python = os.environ.get("DAGGER_EXP_VLLM_PYTHON")
     if not python:
         pytest.skip("DAGGER_EXP_VLLM_PYTHON names no environment with vLLM")
-    own = student()
     server = VllmServer(python=python, dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=CPU)
-    folder = tmp_path_factory.mktemp("engine")
     engine = VllmEngine(student=own, end_id=own.chat.end_id, folder=folder, server=server, probe_tolerance=TOLERANCE)
     try:
         engine.load_weights(0, own.model)
-        yield engine, own
+        yield engine
     finally:
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VllmEngine, Student]]:
+    """Return an engine that has started its server, and the student whose adapter it serves."""
+    own = student()
+    with started(own, tmp_path_factory.mktemp("engine")) as engine:
+        yield engine, own
 
 
 def at(engine: VllmEngine, own: Student, folder: Path, **settings: Any) -> VllmEngine:
@@ -249,12 +256,12 @@ def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_pat
     assert (tmp_path / "run/student/adapter_model.safetensors").exists()
 
 
-def test_full_weights_are_reloaded_from_disk(served: tuple[VllmEngine, Student], tmp_path: Path) -> None:
+def test_full_weights_are_reloaded_from_disk(tmp_path: Path) -> None:
     own = student(seed=3, finetuning="full")
-    engine = at(served[0], own, tmp_path)
-    engine.load_weights(0, own.model)
-    before = generated(engine, own)
-    engine.load_weights(1, trained(own.model, seed=4))
-    after = generated(engine, own)
+    with started(own, tmp_path) as engine:
+        before = generated(engine, own)
+        engine.load_weights(1, trained(own.model, seed=4))
+        after = generated(engine, own)
     assert [list(a.token_ids) for a in after] == [list(a.token_ids) for a in generated(in_process(own), own)]
     assert [list(a.token_ids) for a in after] != [list(a.token_ids) for a in before]
+    assert {answer.policy_version for answer in after} == {1}

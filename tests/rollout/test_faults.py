@@ -25,7 +25,7 @@ from dagger_exp.schedules import Constant
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import word_tokenizer
 from dagger_exp.types import Actor, Episode, StopReason
-from tests.provider import MODEL, Process
+from tests.provider import MODEL, Process, Provider, serving
 
 WORLD = RepoRepair(max_turns=6)
 TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
@@ -34,7 +34,7 @@ TEST_IDS = [*TOKENIZER.encode("test"), CHAT.end_id]
 FAULTY = ("--fault-rate", "0.2", "--reply-ids", *map(str, TEST_IDS))
 
 
-def runner(student: str, teacher: str, folder: Path) -> Runner:
+def runner(student: str | list[str], teacher: str, folder: Path) -> Runner:
     """Return a runner whose policies are both served, with little patience."""
     patience: dict[str, Any] = {"timeout_s": 1.0, "first_pause_s": 0.05, "max_attempts": 12}
     engine = VllmEngine(
@@ -42,7 +42,7 @@ def runner(student: str, teacher: str, folder: Path) -> Runner:
         end_id=CHAT.end_id,
         folder=folder,
         server=VllmServer(),
-        addresses=[student],
+        addresses=[student] if isinstance(student, str) else student,
         endpoint=lambda address: Endpoint(address=address, **patience),
     )
     return Runner(
@@ -83,6 +83,26 @@ def test_a_round_ends_with_every_label_whatever_the_servers_do(tmp_path: Path, i
     assert len(turns) == 24 * 6
     assert all(turn.label_text == "test" for turn in turns)
     assert {turn.actor for turn in turns} == {Actor.STUDENT, Actor.TEACHER}
+
+
+def test_the_requests_of_an_episode_go_to_one_server_and_extend_each_other(tmp_path: Path) -> None:
+    providers = [Provider(reply_ids=TEST_IDS), Provider(reply_ids=TEST_IDS)]
+    with serving(providers[0]) as one, serving(providers[1]) as other:
+        played = replace(runner([one, other], one, tmp_path), mixing=StudentOnly(), labeler=Labeler(turns="none"))
+        collector = Collector(
+            runner=played,
+            store=Store(tmp_path / "rounds", "run"),
+            tasks=WORLD.tasks("train"),
+            seed=0,
+            concurrency=4,
+            keeps=lambda round_index, reason: True,
+        )
+        episodes = collector.collect(0, num_episodes=8)
+    for index, provider in enumerate(providers):
+        asked = {tuple(body["prompt"]) for _, body, _ in provider.requests}
+        own = [episode for episode in episodes if episode.episode_index % 2 == index]
+        assert asked == {tuple(episode.prompt_ids(turn)) for episode in own for turn in range(len(episode.turns))}
+        assert len({body["cache_salt"] for _, body, _ in provider.requests}) == 1
 
 
 def test_a_server_that_stays_away_is_a_failure_of_infrastructure_and_in_no_rate(tmp_path: Path) -> None:

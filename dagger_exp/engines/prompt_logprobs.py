@@ -1,0 +1,41 @@
+"""Log-probabilities of given tokens from a vLLM server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.errors import EngineError
+from dagger_exp.protocols import Scores
+
+
+async def score_at(endpoint: Endpoint, model: str, token_ids: Sequence[int], num_top: int = 0, **more: Any) -> Scores:
+    """Return the log-probabilities of tokens under a served model.
+
+    The server holds the logits of as many tokens at once as its `--max-num-batched-tokens` says.
+
+    Args:
+        endpoint: of a vLLM server.
+        model: name under which it is served.
+        token_ids: at least two.
+        num_top: how many of the likeliest tokens to return beside.
+        more: of the request's body.
+
+    Raises:
+        EngineError: the server gives none.
+    """
+    body = {"model": model, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": num_top}
+    answer = await endpoint.post("/v1/completions", {**body, **more})
+    rows = answer["choices"][0].get("prompt_logprobs")
+    if not rows:
+        raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
+    logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows[1:], strict=True)]
+    if not num_top:
+        return Scores(logprobs)
+    tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows[1:]]
+    return Scores(
+        logprobs,
+        [[int(token) for token, _ in top] for top in tops],
+        [[entry["logprob"] for _, entry in top] for top in tops],
+    )

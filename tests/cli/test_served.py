@@ -1,0 +1,137 @@
+"""Runs with a teacher behind an address: the whole command, and what it must not write down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dagger_exp.store.store import Store
+from dagger_exp.types import Actor
+from tests.cli.conftest import Call
+from tests.provider import MODEL, Provider, free_port, serving
+
+KEY = "sk-planted-4711"
+QUICK = ("debug=default", "evaluation.tasks=2", "rollout.turn_timeout_s=20")
+
+
+def openai(address: str) -> tuple[str, ...]:
+    return ("teacher=openai", f"teacher.model={MODEL}", f"teacher.endpoint.address={address}")
+
+
+def test_a_key_reaches_the_server_and_nothing_that_is_written(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    provider = Provider(fault_rate=0.1)
+    with serving(provider) as address:
+        answer = call(
+            "train", *QUICK, *openai(address), "teacher.endpoint.timeout_s=1", "logger=wandb_offline",
+            f"hydra.run.dir={tmp_path}/run",
+        )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert {headers["Authorization"] for _, _, headers in provider.requests} == {f"Bearer {KEY}"}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert KEY not in answer.out + answer.err
+
+
+def test_what_the_teacher_costs_is_in_every_row(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Provider()) as address:
+        answer = call(
+            "train", *QUICK, *openai(address), "env.max_turns=4", "rollout.concurrency=2",
+            "teacher_budget.tokens_per_round=400", "teacher_budget.response_price=1e6", f"hydra.run.dir={tmp_path}/run",
+        )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "teacher_budget.tokens_per_round is spent" in answer.out
+    for row in json.loads((tmp_path / "run/summary.json").read_text())["rounds"]:
+        assert row["rollout/num_teacher_prompt_tokens"] + row["rollout/num_teacher_response_tokens"] >= 400
+        assert row["rollout/teacher_cost"] == row["rollout/num_teacher_response_tokens"]
+        assert 0 < row["rollout/num_labels"] < 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("teacher.model=other",), "does not serve other: set teacher.model to one of student."),
+        (("teacher.endpoint.api_key_env=NO_KEY",), "is missing: set the variable NO_KEY."),
+        (("teacher.endpoint.address=localhost",), "write it as http://HOST:PORT"),
+        ((f"teacher.endpoint.address=http://127.0.0.1:{free_port()}",), "no server answers at http://127.0.0.1:"),
+    ],
+)
+def test_a_teacher_that_cannot_answer_is_refused_before_the_first_episode(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    provider = Provider()
+    with serving(provider) as address:
+        answer = call("collect", *QUICK, *openai(address), *changes, f"hydra.run.dir={tmp_path}/run")
+    assert answer.code == 2
+    assert words in answer.err
+    assert "Traceback" not in answer.err
+    assert not provider.requests
+    assert not list(tmp_path.rglob("episodes/*"))
+
+
+def test_the_line_of_a_server_is_printed(call: Call) -> None:
+    answer = call("serve", "teacher", "teacher=qwen3_coder_30b", "--tensor-parallel-size", "4")
+    assert answer.code == 0
+    assert "--model Qwen/Qwen3-Coder-30B-A3B-Instruct" in answer.out
+    assert answer.out.rstrip().endswith("--tensor-parallel-size 4")
+    answer = call("serve", "student", "student=qwen3_4b_instruct", "engine=vllm", "student.max_context_tokens=9000")
+    assert "--max-model-len 9000 --enable-lora --max-lora-rank 16" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("student",), "needs engine=vllm"),
+        (("student", "engine=vllm"), "name student.path"),
+        (("teacher",), "needs teacher=vllm"),
+        (("teacher", "teacher=vlm"), "teacher=vlm"),
+    ],
+)
+def test_a_server_for_nothing_is_refused(call: Call, arguments: tuple[str, ...], words: str) -> None:
+    answer = call("serve", *arguments)
+    assert answer.code == 2
+    assert words in answer.err
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path) -> None:
+    lora = (*QUICK, "student.finetuning=lora")
+    assert call("train", *lora, f"hydra.run.dir={tmp_path}/run").code == 0
+    rows = json.loads((tmp_path / "run/summary.json").read_text())["rounds"]
+    for place in (tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"):
+        answer = call("evaluate", f"student.init={place}", f"hydra.run.dir={tmp_path}/evaluated_{place.name}")
+        assert answer.code == 0, answer.err
+        found = json.loads((tmp_path / f"evaluated_{place.name}/evaluation.json").read_text())
+        assert found["eval/success_rate"] == rows[-1]["eval/success_rate"]
+    taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=8")
+    answer = call("train", *QUICK, *taught, f"hydra.run.dir={tmp_path}/taught")
+    assert answer.code == 0, answer.err
+
+
+def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_path: Path) -> None:
+    quick = ("debug=default", "evaluation.tasks=2", "rounds.tasks=3", "rounds.labels=null", "rounds.num_rounds=1")
+    sizes = ("student.hidden_size=16", "student.num_layers=1", "student.num_heads=2", "student.intermediate_size=32")
+    trained = ("rounds.steps=2", *sizes, f"hydra.run.dir={tmp_path}/teacher")
+    assert call("train", *quick, *trained).code == 0
+    teacher = ("teacher=checkpoint", f"teacher.path={tmp_path}/teacher", "teacher.max_new_tokens=4")
+    scoring = (*quick, *teacher, "labeler=teacher_logprobs", "labeler.num_top=2", "schedule.start=0.5")
+    answer = call("collect", *scoring, *sizes, f"hydra.run.dir={tmp_path}/scored")
+    assert answer.code == 0, answer.err
+    store = Store.open(tmp_path / "scored/rounds")
+    turns = [one for episode in store.read(0).episodes(range(3)) for one in episode.turns]
+    assert {one.actor for one in turns} == set(Actor) - {Actor.REPLAY}
+    for one in turns:
+        expected = len(one.response_ids) if one.actor is Actor.STUDENT else 0
+        assert (len(one.teacher_logprobs), len(one.teacher_top_ids)) == (expected, 2 * expected)
+    answer = call("collect", *scoring, "student=tiny_bytes", f"hydra.run.dir={tmp_path}/other")
+    assert answer.code == 2
+    assert "vocabularies of the student and of the teacher" in answer.err
+    answer = call("collect", *quick, "labeler=teacher_logprobs", f"hydra.run.dir={tmp_path}/scripted")
+    assert "'scripted' gives no log-probabilities; choose labeler=all" in answer.err

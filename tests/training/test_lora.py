@@ -1,0 +1,83 @@
+"""An adapter is what is trained, saved and loaded; the weights below it stay what they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dagger_exp.engines.scoring import score
+from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.errors import ConfigError
+from dagger_exp.training.student import Lora, Student, from_folder, from_scratch
+
+IDS = [5, 10, 11, 12, 13, 9]
+TINY: dict[str, Any] = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64}
+
+
+def student(finetuning: str = "lora") -> Student:
+    vocabulary = RepoRepair().vocabulary()
+    return from_scratch(
+        vocabulary=vocabulary,
+        tokenizer="words",
+        max_context_tokens=64,
+        seed=0,
+        finetuning=finetuning,
+        lora=Lora(rank=4),
+        **TINY,
+    )
+
+
+@pytest.fixture
+def trained() -> Student:
+    """Return a student whose adapter does something."""
+    made = student()
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return made
+
+
+def test_a_fresh_adapter_changes_nothing_and_alone_is_trained() -> None:
+    adapted, whole = student(), student("full")
+    assert score(adapted.model, IDS).logprobs == pytest.approx(score(whole.model, IDS).logprobs)
+    names = [name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all(".lora_" in name for name in names)
+    assert (adapted.lora_rank, whole.lora_rank) == (4, None)
+
+
+def test_a_saved_adapter_comes_back_with_its_weights_below(trained: Student, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    loaded = from_folder(path=str(tmp_path), max_context_tokens=64)
+    assert score(loaded.model, IDS).logprobs == pytest.approx(score(trained.model, IDS).logprobs)
+    assert loaded.lora_rank == 4
+    assert any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.source is not None  # a server can be started with it
+
+
+def test_the_weights_below_are_a_model_of_their_own(trained: Student, tmp_path: Path) -> None:
+    trained.save_base(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert score(base, IDS).logprobs == pytest.approx(score(student("full").model, IDS).logprobs)
+
+
+def test_an_adapter_is_put_on_a_model_from_a_folder(tmp_path: Path) -> None:
+    student("full").save(tmp_path)
+    made = [
+        from_folder(path=str(tmp_path), max_context_tokens=64, finetuning="lora", lora=Lora(rank=2), seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    first, again, other = [one.model.state_dict() for one in made]
+    assert made[0].source == str(tmp_path)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)  # the seed is the run's
+
+
+def test_an_unknown_way_of_training_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"student\.finetuning is 'half'; choose one of full, lora"):
+        student("half")
