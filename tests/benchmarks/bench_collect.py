@@ -488,7 +488,7 @@ def measure_chat(folder: Path, texts: Sequence[str], num_repeats: int = 9) -> li
 
     wanted = (8, 32, 128)
     times: dict[int, list[tuple[float, float, float]]] = {turn: [] for turn in wanted}
-    timed = Timed(read_tokenizer(folder))
+    timed: Any = Timed(read_tokenizer(folder))
     chat, said = Chat(timed), Message("assistant", SAID)
     for repeat in range(num_repeats):
         messages = [Message("user", texts[repeat])]
