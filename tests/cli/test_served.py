@@ -27,8 +27,8 @@ def test_a_key_reaches_the_server_and_nothing_that_is_written(
     provider = Provider(fault_rate=0.1)
     with serving(provider) as address:
         answer = call(
-            "train", *QUICK, *openai(address), "teacher.endpoint.timeout_s=0.5", "teacher.endpoint.first_pause_s=0.02", "env.max_turns=4", "logger=wandb_offline",
-            f"hydra.run.dir={tmp_path}/run",
+            "train", *QUICK, *openai(address), "teacher.endpoint.timeout_s=0.5", "teacher.endpoint.first_pause_s=0.02",
+            "env.max_turns=4", "logger=wandb_offline", f"hydra.run.dir={tmp_path}/run",
         )  # fmt: skip
     assert answer.code == 0, answer.err
     assert {headers["Authorization"] for _, _, headers in provider.requests} == {f"Bearer {KEY}"}
