@@ -29,8 +29,7 @@ from dagger_exp.errors import ConfigError, DaggerError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
-from dagger_exp.policies.served import ServedPolicy
-from dagger_exp.protocols import Engine, Mixing, Policy, World
+from dagger_exp.protocols import Engine, Mixing, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
@@ -43,6 +42,7 @@ from dagger_exp.training.module import StudentModule
 from dagger_exp.training.record import RunRecord, define_axes
 from dagger_exp.training.rounds import Progress, RoundCallback
 from dagger_exp.training.student import Student
+from dagger_exp.training.teacher import check_vocabularies
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Below the run folder."""
@@ -131,37 +131,6 @@ def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine
         budget=TeacherBudget(**cfg.teacher_budget),
         watchdog=Watchdog(patience_s=cfg.rollout.watchdog_s),
     )
-
-
-def check_vocabularies(student: Student, teacher: Policy) -> None:
-    """Refuse log-probabilities of a teacher that knows other tokens than the student.
-
-    Raises:
-        ConfigError: it does, or it gives none.
-    """
-    theirs, ours = _vocabulary(teacher), student.tokenizer.get_vocab()
-    if theirs != ours:
-        differing = sorted(theirs.items() ^ ours.items())[:1]
-        raise ConfigError(
-            f"the vocabularies of the student and of the teacher {teacher.id!r} differ, as in {differing[0]}: its "
-            "log-probabilities mean nothing here; labeler=all, which learns from its text, works."
-        )
-
-
-def _vocabulary(teacher: Policy) -> dict[str, int]:
-    """Return the tokens that a teacher knows, with their ids."""
-    match teacher:
-        case LanguagePolicy():
-            return teacher.chat.tokenizer.get_vocab()
-        case ServedPolicy(tokenizer=str(path)):
-            try:
-                return transformers.AutoTokenizer.from_pretrained(path).get_vocab()
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"teacher.tokenizer={path} cannot be read: {str(error).splitlines()[0]}") from error
-        case ServedPolicy():
-            raise ConfigError("log-probabilities of a served teacher need teacher.tokenizer: its folder or hub name.")
-        case _:
-            raise ConfigError(f"the teacher {teacher.id!r} gives no log-probabilities; choose labeler=all.")
 
 
 def build_evaluator(cfg: DictConfig, runner: Runner, folder: Path, run_id: str) -> Evaluator:

@@ -67,6 +67,8 @@ def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictCo
     for key in AS_IN_RUN:
         if key not in typed:
             node = OmegaConf.select(theirs, key)
+            if key == "rollout":  # what is younger than the run keeps its default
+                node = OmegaConf.merge(cfg.rollout, node)
             OmegaConf.update(merged, key, node, merge=False)
     for name in typed - set(AS_IN_RUN):
         if name.startswith(tuple(f"{key}." for key in AS_IN_RUN)):

@@ -24,6 +24,8 @@ from dagger_exp.types import SCHEMA_VERSION
 
 NOT_THE_RUN = ("paths", "logger", "sweep_name")
 """Groups and keys that change nothing that comes out."""
+SERVING = ("engine.addresses", "engine.server", "engine.endpoint", "teacher.endpoint", "rollout.watchdog_s")
+"""Keys that say where something is served, not what comes out."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 
@@ -69,6 +71,9 @@ def config_hash(cfg: DictConfig, command: str) -> str:
     copy: Any = OmegaConf.create(OmegaConf.to_container(cfg))
     for name in NOT_THE_RUN:
         copy.pop(name)
+    for name in SERVING:
+        node, _, key = name.partition(".")
+        copy[node].pop(key, None)
     # Folders stand in other nodes by interpolation, as in env.cache_folder.
     copy.paths = {"output_folder": "", "cache_folder": ""}
     plain = OmegaConf.to_container(copy, resolve=True)

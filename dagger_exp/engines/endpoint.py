@@ -69,7 +69,9 @@ class Endpoint:
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections open while requests are made."""
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=self.timeout_s)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers()) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=self._headers(), trust_env=self._is_far
+        ) as session:
             self._session, self._passage = session, asyncio.Lock()
             try:
                 yield
@@ -100,7 +102,9 @@ class Endpoint:
         """
         request = urllib.request.Request(self.address + path, headers=self._headers())  # noqa: S310 - http, see above
         try:
-            with urllib.request.urlopen(request, timeout=CHECK_TIMEOUT_S) as answer:  # noqa: S310
+            proxies = None if self._is_far else {}  # None: those of the environment
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+            with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             said = f"{self.address}{path} answers {error.code} {error.reason}"
@@ -112,6 +116,11 @@ class Endpoint:
             raise ConfigError(
                 f"no server answers at {self.address} ({reason}): start it, or mend the address."
             ) from error
+
+    @property
+    def _is_far(self) -> bool:
+        """Whether the environment's proxies are on the way; they are not to a server of one's own."""
+        return self.address.startswith("https://")
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
@@ -137,7 +146,7 @@ class Endpoint:
             raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from error
         if answer.status != 200:
             raise self._refusal(answer.status, text.decode(errors="replace"), answer.headers.get("Retry-After"))
-        if answer.content_type != "application/json":
+        if answer.content_type != "application/json" and not path.endswith("/completions"):
             return {}  # "Success", or nothing: the status has said it
         try:
             return json.loads(text)

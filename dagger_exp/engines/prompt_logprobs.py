@@ -27,7 +27,7 @@ async def score_at(endpoint: Endpoint, model: str, token_ids: Sequence[int], num
     """
     body = {"model": model, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": num_top}
     answer = await endpoint.post("/v1/completions", {**body, **more})
-    rows = answer["choices"][0].get("prompt_logprobs")
+    rows = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
     if not rows:
         raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
     logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows[1:], strict=True)]

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.endpoint import Endpoint, TransientError
 from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
@@ -26,7 +26,15 @@ from dagger_exp.types import Key
 
 BASE = "student"
 """Name under which the server knows the weights that it was started with."""
+WEIGHTS = "weights"
+"""Folder of all weights on their way to the server, below the engine's."""
 PROBE_TOKENS = 32
+AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""A model's own `generation_config` would change the distribution that is trained."""
+
+
+class DriftError(EngineError):
+    """A server does not compute what the trainer computes."""
 
 
 class Servable(Protocol):
@@ -83,11 +91,11 @@ class VllmEngine:
         self.server, self.sleeps, self.probe_tolerance = server, sleeps, probe_tolerance
         self._make_endpoint = endpoint
         self.endpoints = [endpoint(address=address) for address in addresses or ()]
-        self.version, self.name = -1, BASE
+        self.version, self.name, self._adapter = -1, BASE, folder
         self.drift = 0.0
         """What the last probe found: the largest difference of a log-probability, in nats."""
         self._running: RunningServer | None = None
-        self._is_asleep = False
+        self._is_asleep = sleeps and bool(addresses)  # after a run that was killed while it trained
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
@@ -101,13 +109,14 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            **AS_IT_IS,
             seed=draw(key, "sampling") % 2**31,
             logprobs=0,
             return_token_ids=True,
             skip_special_tokens=False,
             stop_token_ids=[self.end_id],
         )
-        choice = answer["choices"][0]
+        choice = (answer.get("choices") or [{}])[0]
         if choice.get("token_ids") is None or choice.get("logprobs") is None:
             raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
         return Generation(
@@ -144,7 +153,13 @@ class VllmEngine:
             self._start()
         if self.version < 0:
             self._check_servers()
-        asyncio.run(self._update(version, weights))
+        try:
+            asyncio.run(self._update(version, weights))
+        except DriftError:
+            if self._running is None or self.student.lora_rank is not None:
+                raise
+            self._restart()  # as on CPUs, whose kernels keep a copy of the weights in a form of their own
+            asyncio.run(self._update(version, weights))
 
     def rest(self) -> None:
         """Let the server sleep, so that the trainer has the device."""
@@ -157,11 +172,10 @@ class VllmEngine:
             self._running.stop()
             self._running = None
 
-    def command(self) -> list[str]:
-        """Return the line that starts a server for this student."""
-        base = self.student.source or str(self.folder / "base")
+    def command(self, weights: str) -> list[str]:
+        """Return the line that starts a server for this student with weights of a folder or of the hub."""
         return self.server.command(
-            base,
+            weights,
             name=BASE,
             max_context_tokens=self.student.max_context_tokens,
             lora_rank=self.student.lora_rank,
@@ -171,7 +185,15 @@ class VllmEngine:
     def _start(self) -> None:
         if self.student.source is None:
             self.student.save_base(self.folder / "base")
-        self._running = self.server.start(self.command(), self.folder / "vllm.log")
+        self._serve(self.student.source or str(self.folder / "base"))
+
+    def _restart(self) -> None:
+        """Start the server anew, with the weights that were saved last."""
+        self.close()
+        self._serve(str(self.folder / WEIGHTS))
+
+    def _serve(self, weights: str) -> None:
+        self._running = self.server.start(self.command(weights), self.folder / "vllm.log")
         self.endpoints = [self._make_endpoint(address=self._running.address)]
 
     async def _sleep(self) -> None:
@@ -209,28 +231,43 @@ class VllmEngine:
     async def _load_adapter(self, version: int, weights: Any) -> None:
         path = self.folder / "adapters" / str(version)
         weights.save_pretrained(path)
-        content = hashlib.sha256((path / "adapter_model.safetensors").read_bytes()).hexdigest()[:12]
-        name, before = f"v{version}-{content}", self.name
+        adapter = (path / "adapter_model.safetensors").read_bytes()
+        digest = hashlib.sha256(str(path.resolve()).encode() + adapter).hexdigest()[:12]  # another run has another path
+        before, self.name, self._adapter = self.name, f"v{version}-{digest}", path
         for endpoint in self.endpoints:
-            try:
-                await endpoint.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.resolve())})
-            except EngineError as error:
-                if "already been loaded" not in str(error):  # by a run that is resumed here; the same bytes
-                    raise ConfigError(
-                        f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
-                        f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
-                    ) from error
-        self.name = name
-        if before != BASE:
-            await self._everywhere("/v1/unload_lora_adapter", {"lora_name": before})
+            await self._hand_over(endpoint)
+        if before not in (BASE, self.name):
+            await self._unload(before)
             for old in path.parent.iterdir():
                 if old.name != str(version):
                     shutil.rmtree(old)
 
+    async def _hand_over(self, endpoint: Endpoint) -> None:
+        """Have a server load the adapter of this version."""
+        path = str(self._adapter.resolve())
+        try:
+            await endpoint.post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path})
+        except TransientError:
+            raise
+        except EngineError as error:
+            if "already been loaded" not in str(error):  # by a run that is resumed here; the same bytes
+                raise ConfigError(
+                    f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
+                    f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+                ) from error
+
+    async def _unload(self, name: str) -> None:
+        for endpoint in self.endpoints:
+            try:
+                await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
+            except EngineError as error:
+                if "cannot be found" not in str(error):  # a server that was started again has forgotten it
+                    raise
+
     async def _load_all(self, version: int, weights: Any) -> None:
-        path = self.folder / "weights"
+        path = self.folder / WEIGHTS
         shutil.rmtree(path, ignore_errors=True)
-        weights.save_pretrained(path)
+        self.student.save_base(path)
         rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(path.resolve())}}
         await self._everywhere("/collective_rpc", rpc)
         await self._everywhere("/reset_prefix_cache", {})
@@ -244,14 +281,21 @@ class VllmEngine:
             served = (await self._score(endpoint, ids, 0)).logprobs
             self.drift = max(abs(one - other) for one, other in zip(served, trained, strict=True))
             if not self.drift <= self.probe_tolerance:  # also where it is no number
-                raise EngineError(
+                raise DriftError(
                     f"after the update to policy version {self.version} the log-probabilities of {endpoint.address} "
                     f"differ from the trainer's by {self.drift:.2g}, more than engine.probe_tolerance="
                     f"{self.probe_tolerance:g}."
                 )
 
     async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
-        return await endpoint.post("/v1/completions", {"model": self.name, "cache_salt": self._salt, **body})
+        request = {"model": self.name, "cache_salt": self._salt, **body}
+        try:
+            return await endpoint.post("/v1/completions", request)
+        except EngineError as error:
+            if self.name == BASE or "does not exist" not in str(error):
+                raise
+        await self._hand_over(endpoint)  # a server that was started again has forgotten its adapters
+        return await endpoint.post("/v1/completions", request)
 
     @property
     def _salt(self) -> str:

@@ -26,6 +26,10 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 STOP_TIMEOUT_S = 30.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Past any proxy: the server is on this machine."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Of vLLM 0.32."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -80,7 +84,9 @@ class VllmServer:
         line += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         line += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         line += ["--max-model-len", str(max_context_tokens)] if max_context_tokens else []
-        line += ["--enable-lora", "--max-lora-rank", str(lora_rank), "--max-loras", "2"] if lora_rank else []
+        line += (
+            ["--enable-lora", "--max-lora-rank", str(_served_rank(lora_rank)), "--max-loras", "2"] if lora_rank else []
+        )
         line += ["--enable-sleep-mode"] if sleeps else []
         # What a token was drawn with is its log-probability after the temperature.
         return [*line, "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", *self.arguments]
@@ -174,7 +180,7 @@ class RunningServer:
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:  # noqa: S310 - our own server
+            with DIRECT.open(f"{self.address}/health", timeout=5) as answer:
                 return answer.status == 200
         except OSError:
             return False
@@ -183,6 +189,11 @@ class RunningServer:
         lines = self.log.read_text(errors="replace").splitlines()
         errors = [line for line in lines if "Error" in line] or lines or ["it said nothing"]
         return f"{errors[-1].strip()[-300:]} (see {self.log})"
+
+
+def _served_rank(rank: int) -> int:
+    """Return the smallest rank that vLLM takes and an adapter of this one fits in."""
+    return next((served for served in LORA_RANKS if served >= rank), rank)
 
 
 def _die_with_parent() -> None:

@@ -69,8 +69,10 @@ class ServedPolicy:
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             message = _message(choice["message"])
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise PolicyError(f"{self.endpoint.address} answers in a form that is not understood: {error!r}") from error
+        if choice.get("finish_reason") == "length" or not (message.content or message.tool_calls):
+            raise PolicyError(f"the answer of {self.id} is empty or was cut: raise teacher.max_new_tokens.")
         return Response(
             message=message if self.keep_reasoning else replace(message, reasoning=""),
             finish_reason=choice.get("finish_reason") or "stop",

@@ -53,6 +53,14 @@ class TeacherBudget:
         prompt, response = usage.num_prompt_tokens, usage.num_response_tokens
         return (prompt * self.prompt_price + response * self.response_price) / MILLION
 
+    def metrics(self) -> dict[str, float]:
+        """Return what the round has cost, with attempts that failed and episodes that it drops."""
+        return {
+            "rollout/num_teacher_prompt_tokens": self.in_round.num_prompt_tokens,
+            "rollout/num_teacher_response_tokens": self.in_round.num_response_tokens,
+            "rollout/teacher_cost": self.cost(self.in_round),
+        }
+
     @property
     def spent(self) -> str | None:
         """Return the name of a limit that is reached, None while there is none."""

@@ -22,7 +22,7 @@ import numpy as np
 from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.rollout.budget import added, usage_of
 from dagger_exp.rollout.metrics import rollout_metrics
-from dagger_exp.rollout.runner import DEADLINE, LAST_WORDS, Runner
+from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
@@ -64,6 +64,11 @@ class Goal:
             n += 1
         return n
 
+    def counts(self, summary: EpisodeSummary) -> int:
+        """Return what an episode gives to the round: its labels, or itself."""
+        is_label = self.num_labels is not None
+        return self.labels(summary) if is_label else int(not summary.stop_reason.is_infrastructure)
+
     def wants(self, episode_index: int, done: Done) -> bool:
         """Return whether this episode may be needed, those before it being done or played.
 
@@ -87,8 +92,7 @@ class Collector:
         concurrency: episodes at once; with an engine that works in lock-step, the fixed size of a batch.
         keeps: whether an episode that ended so in this round will be trained on (counts towards a label budget).
         episodes_per_task: consecutive episodes that share a task.
-        round_timeout_s: after which no episode begins and those that play are cut; None waits for all. An engine in
-            lock-step finishes its batch.
+        round_timeout_s: after which no episode begins and those that play are cut; None waits for all.
     """
 
     runner: Runner
@@ -126,8 +130,9 @@ class Collector:
             return summary.num_labels if self.keeps(round_index, summary.stop_reason) else 0
 
         self.runner.teacher.check()
-        self._discard_failures(round_index)
-        self._begin_budget(round_index)
+        self._begin_budget(round_index)  # counts what failures have cost, too
+        if self.runner.budget.spent is None:
+            self._discard_failures(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
         with _frozen_heap():
@@ -137,7 +142,7 @@ class Collector:
         episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
         _check_failures(round_index, episodes)
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
-        counts["rollout/teacher_cost"] = self.runner.budget.cost(usage_of(episodes))
+        counts |= self.runner.budget.metrics()
         self.store.close_round(round_index, full, counts)
         return episodes
 
@@ -158,18 +163,20 @@ class Collector:
         budget.begin(before, usage_of([rows_to_episode(read_rows(path)) for path in paths.values()]))
         if budget.spent is not None and not paths:
             raise ConfigError(
-                f"teacher_budget.{budget.spent} is spent before round {round_index}: raise it and resume the run."
+                f"teacher_budget.{budget.spent} is spent before round {round_index}: raise it; the same command with "
+                "hydra.run.dir=FOLDER goes on there."
             )
 
     def _check_any(self, round_index: int, full: int, goal: Goal) -> None:
         """Refuse a round that a budget or a deadline ended before it had anything."""
-        done = self.store.committed(round_index)
-        if goal.size(done) is None and not any(goal.labels(done[index]) for index in range(full)):
+        done = [self.store.committed(round_index)[index] for index in range(full)]
+        is_full = goal.size(dict(enumerate(done))) is not None
+        if not is_full and not any(map(goal.counts, done)):
             spent = self.runner.budget.spent
             limit = f"teacher_budget.{spent} was spent" if spent else "rollout.round_timeout_s was over"
             raise DataError(
-                f"{limit} before an episode of round {round_index} gave a label: raise it or lower rollout.concurrency,"
-                " and resume the run."
+                f"{limit} before an episode of round {round_index} was of use: raise it or lower rollout.concurrency; "
+                "the same command with hydra.run.dir=FOLDER goes on there."
             )
 
     async def _connected(self, play: Awaitable[int]) -> int:
@@ -189,7 +196,7 @@ class Collector:
             if any(index not in done for index in members):
                 if not self._may_begin(end):
                     return _whole(done)
-                episodes = await asyncio.gather(*(self._episode(round_index, index) for index in members))
+                episodes = await asyncio.gather(*(self._episode(round_index, index, end) for index in members))
                 await self._commit(episodes, done, goal, on_episode)
             begin = members.stop
         return full
@@ -202,13 +209,11 @@ class Collector:
             while (full := goal.size(done)) is None:
                 while self._may_begin(end) and len(playing) < self.concurrency and goal.wants(begin, done):
                     if begin not in done:
-                        playing.add(asyncio.create_task(self._episode(round_index, begin)))
+                        playing.add(asyncio.create_task(self._episode(round_index, begin, end)))
                     begin += 1
                 if not playing:
                     return _whole(done)
-                finished, playing = await asyncio.wait(playing, timeout=_left(end), return_when=asyncio.FIRST_COMPLETED)
-                if not finished:
-                    end = _cut(playing)
+                finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
                 await self._commit([task.result() for task in finished], done, goal, on_episode)
             return full
         finally:
@@ -222,9 +227,9 @@ class Collector:
     def _may_begin(self, end: float) -> bool:
         return time.monotonic() < end and self.runner.budget.spent is None
 
-    async def _episode(self, round_index: int, episode_index: int) -> Episode:
+    async def _episode(self, round_index: int, episode_index: int, end: float) -> Episode:
         task = self.task(round_index, episode_index)
-        return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index))
+        return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index), end)
 
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit episodes side by side in threads: a disk takes milliseconds for each, and others play meanwhile."""
@@ -245,18 +250,6 @@ def _frozen_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _left(end: float) -> float | None:
-    """Return the seconds until a deadline; None where there is none, or where it has cut what played."""
-    return None if math.isinf(end) else max(0.0, end - time.monotonic())
-
-
-def _cut(playing: set[asyncio.Task[Episode]]) -> float:
-    """Tell what plays that its time is over; return a deadline before which nothing more begins."""
-    for task in playing:
-        task.cancel(DEADLINE)
-    return -math.inf
 
 
 def _whole(done: Done) -> int:

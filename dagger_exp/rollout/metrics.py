@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dagger_exp.rollout.budget import usage_of
 from dagger_exp.types import Actor, Episode, Turn
 
 
@@ -22,8 +21,6 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "rollout/num_tokens": sum(map(_num_tokens, turns)),
         "rollout/num_label_tokens": sum(len(turn.label_ids or ()) for turn in turns),
         "rollout/num_teacher_queries": len(compared) + sum(turn.actor is Actor.TEACHER for turn in turns),
-        "rollout/num_teacher_prompt_tokens": usage_of(episodes).num_prompt_tokens,  # also what failures have cost
-        "rollout/num_teacher_response_tokens": usage_of(episodes).num_response_tokens,
         "rollout/num_branches": sum(turn.starts_branch and turn.turn_index > 0 for turn in turns),
         "rollout/student_turn_rate": share(turn.actor is Actor.STUDENT for turn in turns),
         "rollout/agreement_rate": share(turn.label_text == turn.response_text for turn in compared),

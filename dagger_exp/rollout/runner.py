@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -34,8 +35,6 @@ from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, Sta
 
 CLOSE_TIMEOUT_S = 60.0
 """Longest time that an env may take to free what it holds."""
-DEADLINE = "deadline"
-"""Said by the collector when it cancels a straggler."""
 LAST_WORDS = (StopReason.DEADLINE, StopReason.BUDGET)
 """Failures that another attempt would only repeat."""
 T = TypeVar("T")
@@ -86,32 +85,36 @@ class Runner:
             finally:
                 watching.cancel()
 
-    async def run(self, task: Task, key: Key) -> Episode:
+    async def run(self, task: Task, key: Key, deadline: float = math.inf) -> Episode:
         """Play one episode, and again where infrastructure failed, with the same coins; the last attempt counts.
 
         A failure of infrastructure ends an episode with its own reason; it is never raised.
+
+        Args:
+            task: that is played.
+            key: of the episode.
+            deadline: on the monotonic clock, at which a straggler is cut.
         """
-        episode = await self._attempt(task, key)
+        episode = await self._attempt(task, key, deadline)
         for _ in range(self.max_attempts - 1):
             if episode.stop_reason.is_infrastructure and episode.stop_reason not in LAST_WORDS:
-                episode = await self._attempt(task, key)
+                episode = await self._attempt(task, key, deadline)
         return episode
 
-    async def _attempt(self, task: Task, key: Key) -> Episode:
+    async def _attempt(self, task: Task, key: Key, deadline: float) -> Episode:
         begin, turns, error = time.monotonic(), [], ""
         env: Env | None = None
         try:
             env = self.world.make(task)
-            async with asyncio.timeout(self.episode_timeout_s):
+            async with asyncio.timeout_at(min(deadline, begin + self.episode_timeout_s)):
                 stop_reason = await self._play(env, key, turns)
                 turns = await self._scored(key, turns)
-        except (TimeoutError, EnvError, LabelError, PolicyError) as failure:
-            said = str(failure) or self._too_long(begin)
-            stop_reason, error = _reason(failure), f"{type(failure).__name__}: {said}"
-        except asyncio.CancelledError as cut:
-            if cut.args != (DEADLINE,):
-                raise
-            stop_reason, error = StopReason.DEADLINE, "the round's deadline cut this episode"
+        except TimeoutError:
+            is_cut = time.monotonic() >= deadline
+            stop_reason = StopReason.DEADLINE if is_cut else StopReason.TIMEOUT
+            error = "the round's deadline cut this episode" if is_cut else self._too_long(begin)
+        except (EnvError, LabelError, PolicyError) as failure:
+            stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
         finally:
             await _close(env)
         return Episode(
@@ -192,6 +195,8 @@ class Runner:
         try:
             with self.watchdog.waiting(key, f"the log-probabilities of the teacher {self.teacher.id}"):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top)
+        except ContextError:
+            raise
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
 
@@ -279,8 +284,6 @@ async def _close(env: Env | None) -> None:
 def _reason(failure: BaseException) -> StopReason:
     """Return the stop reason of a failure, by the boundary that it crossed."""
     match failure:
-        case TimeoutError():
-            return StopReason.TIMEOUT
         case EnvError():
             return StopReason.SANDBOX
         case BudgetError():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +10,23 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ConfigError
+from dagger_exp.store.files import write_json
+from dagger_exp.training.tokenizers import END, PAD, SPECIAL, byte_tokenizer, word_tokenizer
 
 FINETUNINGS = ("full", "lora")
-PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
-SPECIAL = [PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-"""One role token and one end token per message."""
 
 
+CHAT_OPTIONS = "chat_options.json"
 BASE = "base"
 """Below an adapter's folder: the weights that it belongs to, where they are nowhere else."""
 
@@ -76,14 +70,14 @@ class Student:
                 self.save_base(folder / BASE)
         else:
             self.model.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self._save_chat(folder)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, or an adapter's that PEFT loads."""
         if isinstance(self.model, PeftModel) and self.source is None:
             self.save_base(folder / BASE)
         self.model.save_pretrained(str(folder))
-        self.tokenizer.save_pretrained(folder)
+        self._save_chat(folder)
 
     def save_base(self, folder: Path) -> None:
         """Write a Hugging Face folder with all weights but an adapter's."""
@@ -98,6 +92,11 @@ class Student:
         else:
             self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
+
+    def _save_chat(self, folder: Path) -> None:
+        """Write how it reads and writes; the options too, or others would give it other prompts."""
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / CHAT_OPTIONS, dict(self.chat_options or {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +190,7 @@ def _adapted(model: Any, finetuning: str, lora: Lora | None) -> Any:
     return (lora or Lora()).around(model) if finetuning == "lora" else model
 
 
-def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> Any:
     if kind not in ("words", "bytes"):
         raise ConfigError(f"student.tokenizer is {kind!r}; choose words or bytes.")
     if kind == "words" and not vocabulary:
@@ -217,7 +216,7 @@ def from_folder(
         finetuning: `full`, or `lora`.
         lora: a fresh adapter, where there is none yet.
         dtype: of the weights; small updates vanish in bf16, so it is for weights that an adapter leaves alone.
-        chat_options: what the chat template takes beside the messages, as `enable_thinking`.
+        chat_options: what the chat template takes beside the messages, as `enable_thinking`; empty takes a run's own.
         seed: of a fresh adapter.
 
     Raises:
@@ -233,6 +232,8 @@ def from_folder(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many models have none
+        if not chat_options and (folder / CHAT_OPTIONS).exists():
+            chat_options = json.loads((folder / CHAT_OPTIONS).read_text())
         checkpoint = given if given.suffix == ".ckpt" else None
         if (folder / "adapter_config.json").exists():
             base = _base(folder)
@@ -241,7 +242,7 @@ def from_folder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _adapted(_whole(source, checkpoint, dtype), finetuning, lora)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"no student could be loaded from {path}: {str(error).splitlines()[0]}") from error
     return Student(model, tokenizer, max_context_tokens, None if checkpoint else source, chat_options)
 
@@ -264,7 +265,9 @@ def _with_adapter(base: str, source: str, checkpoint: Path | None, dtype: str) -
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     if checkpoint is None:
         return PeftModel.from_pretrained(model, source, is_trainable=True)
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(source))
+    settings = PeftConfig.from_pretrained(source)
+    settings.inference_mode = False  # as it is saved at the end of a run
+    adapted = get_peft_model(model, settings)
     adapted.load_state_dict(_weights(checkpoint), strict=False)  # of what is frozen a checkpoint holds nothing
     return adapted
 
@@ -273,36 +276,3 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the model's weights out of a checkpoint of the training module."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items()}
-
-
-def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per word; words are split at white space."""
-    ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary])}
-    backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return _fast(backend)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per UTF-8 byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ids = {symbol: i for i, symbol in enumerate([*SPECIAL, *alphabet])}
-    backend = Tokenizer(models.BPE(ids, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # pyright: ignore[reportAttributeAccessIssue]
-        add_prefix_space=False, use_regex=False
-    )
-    backend.decoder = ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    return _fast(backend)
-
-
-def _fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        additional_special_tokens=SPECIAL[3:],
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from dagger_exp.engines.hf import HfEngine
-from dagger_exp.policies.llm import ModelTeacher
-from dagger_exp.training.student import from_folder
+from dagger_exp.errors import ConfigError
+from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
+from dagger_exp.policies.served import ServedPolicy
+from dagger_exp.protocols import Policy
+from dagger_exp.training.student import Student, from_folder
 
 
 def from_model(
@@ -50,3 +55,34 @@ def from_model(
         max_context_tokens=max_context_tokens,
         id=id or path,
     )
+
+
+def check_vocabularies(student: Student, teacher: Policy) -> None:
+    """Refuse log-probabilities of a teacher that knows other tokens than the student.
+
+    Raises:
+        ConfigError: it does, or it gives none.
+    """
+    theirs, ours = _vocabulary(teacher), student.tokenizer.get_vocab()
+    if theirs != ours:
+        differing = sorted(theirs.items() ^ ours.items())[:1]
+        raise ConfigError(
+            f"the vocabularies of the student and of the teacher {teacher.id!r} differ, as in {differing[0]}: its "
+            "log-probabilities mean nothing here; labeler=all, which learns from its text, works."
+        )
+
+
+def _vocabulary(teacher: Policy) -> dict[str, int]:
+    """Return the tokens that a teacher knows, with their ids."""
+    match teacher:
+        case LanguagePolicy():
+            return teacher.chat.tokenizer.get_vocab()
+        case ServedPolicy(tokenizer=str(path)):
+            try:
+                return AutoTokenizer.from_pretrained(path).get_vocab()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"teacher.tokenizer={path} cannot be read: {str(error).splitlines()[0]}") from error
+        case ServedPolicy():
+            raise ConfigError("log-probabilities of a served teacher need teacher.tokenizer: its folder or hub name.")
+        case _:
+            raise ConfigError(f"the teacher {teacher.id!r} gives no log-probabilities; choose labeler=all.")

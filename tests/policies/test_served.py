@@ -23,7 +23,8 @@ def answered(message: dict[str, Any], **settings: Any) -> tuple[Response, Provid
     """Return the response of a policy whose server says this, and the server."""
 
     def chat(body: dict[str, Any]) -> dict[str, Any]:
-        return {"choices": [{"message": message}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+        choice = {"message": message, "finish_reason": message.get("finish_reason")}
+        return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
     provider = Provider(chat=chat)
     with serving(provider) as address:
@@ -54,6 +55,12 @@ def test_tool_calls_are_a_part_of_the_message() -> None:
 def test_reasoning_is_kept_where_it_is_asked_for(keep: bool, reasoning: str) -> None:
     response, _ = answered({"content": "ls", "reasoning": "hm"}, keep_reasoning=keep)
     assert response.message == Message("assistant", "ls", reasoning=reasoning)
+
+
+@pytest.mark.parametrize("answer", [{"content": None}, {"content": "edit", "finish_reason": "length"}])
+def test_an_answer_that_was_cut_is_no_label(answer: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match=r"empty or was cut: raise teacher\.max_new_tokens"):
+        answered(answer)
 
 
 def test_an_answer_in_another_form_is_an_error() -> None:

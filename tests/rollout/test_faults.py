@@ -23,7 +23,7 @@ from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
 from dagger_exp.store.store import Store
-from dagger_exp.training.student import word_tokenizer
+from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Actor, Episode, StopReason
 from tests.provider import MODEL, Process, Provider, serving
 

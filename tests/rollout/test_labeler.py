@@ -19,7 +19,7 @@ from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
-from dagger_exp.training.student import word_tokenizer
+from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Actor, Episode, Key, Message, Response, State, StopReason
 
 WORLD = RepoRepair(max_turns=10)

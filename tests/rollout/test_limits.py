@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dagger_exp.rollout.observations import cut_middle
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.store.store import Store
-from dagger_exp.training.student import word_tokenizer
+from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage
 
 WORLD = RepoRepair(max_turns=3)
@@ -110,6 +110,40 @@ def test_a_round_that_was_cut_is_closed_with_what_it_has(tmp_path: Path) -> None
     assert Store.open(tmp_path).is_closed(0)
 
 
+def test_a_deadline_that_meets_the_time_out_of_episodes_ends_them_all(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key.episode_index > 0)
+    played = runner(teacher, episode_timeout_s=0.4, max_attempts=2)
+    episodes = collected(played, tmp_path, round_timeout_s=0.4, concurrency=32, num_episodes=32)
+    assert reasons(episodes)[0] is StopReason.MAX_TURNS
+    assert set(reasons(episodes)[1:]) <= {StopReason.DEADLINE, StopReason.TIMEOUT}
+
+
+def test_a_deadline_closes_a_round_without_labels_too(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key.episode_index == 1)
+    played = replace(runner(teacher), labeler=Labeler(turns="none"))
+    episodes = collected(played, tmp_path, round_timeout_s=0.3, concurrency=1, num_episodes=4)
+    assert reasons(episodes) == [StopReason.MAX_TURNS, StopReason.DEADLINE]
+
+
+def test_what_failures_cost_is_spent(tmp_path: Path) -> None:
+    teacher = Slow(hangs_at=lambda key: key.episode_index == 0 and key.turn_index == 2)
+    played = runner(teacher, turn_timeout_s=0.1, max_attempts=2)
+    collected(played, tmp_path, num_episodes=2)
+    counts = Store.open(tmp_path).manifest(0)["counts"]
+    assert counts["rollout/num_teacher_prompt_tokens"] == 8 * (2 + 2 + 3)
+
+
+def test_a_resume_after_the_budget_is_spent_keeps_what_was_paid_for(tmp_path: Path) -> None:
+    store, budget = Store(tmp_path, "run"), {"tokens_per_round": 90}
+    hangs = Slow(hangs_at=lambda key: key.episode_index == 1 and key.turn_index == 1)
+    played = runner(hangs, turn_timeout_s=0.1, budget=TeacherBudget(**budget))
+    for index in range(4):  # as a run that was killed before it closed the round
+        task = WORLD.tasks("train")[index]
+        store.commit(asyncio.run(played.run(task, Key(0, 0, task.id, index))))
+    episodes = collected(runner(Slow(), budget=TeacherBudget(**budget)), tmp_path, num_episodes=50)
+    assert reasons(episodes)[:4] == [StopReason.MAX_TURNS, StopReason.TIMEOUT, StopReason.MAX_TURNS, StopReason.BUDGET]
+
+
 def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key == Key(0, 0, key.task_id, 0, 1))
     [first, second] = collected(runner(teacher, turn_timeout_s=0.2), tmp_path, num_episodes=2)
@@ -129,7 +163,7 @@ def test_the_teacher_is_not_asked_beyond_its_budget(tmp_path: Path, limit: dict[
     assert len(teacher.asked) == num_queries
     assert reasons(episodes)[0] is StopReason.MAX_TURNS
     assert set(reasons(episodes)[1:]) <= {StopReason.MAX_TURNS, StopReason.BUDGET}
-    metrics = rollout_metrics(episodes)
+    metrics = Store.open(tmp_path).manifest(0)["counts"]
     spent = metrics["rollout/num_teacher_prompt_tokens"], metrics["rollout/num_teacher_response_tokens"]
     assert spent == (8 * num_queries, 2 * num_queries)
 

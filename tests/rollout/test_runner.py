@@ -21,7 +21,7 @@ from dagger_exp.protocols import Env, Generation, Sampling
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant, Ramp
-from dagger_exp.training.student import word_tokenizer
+from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task
 
 S, T = Actor.STUDENT, Actor.TEACHER

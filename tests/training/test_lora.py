@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_a_saved_adapter_comes_back_with_its_weights_below(trained: Student, tmp
     assert loaded.lora_rank == 4
     assert any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.source is not None  # a server can be started with it
+
+
+def test_a_checkpoint_of_a_finished_run_can_be_trained_on(trained: Student, tmp_path: Path) -> None:
+    trained.save(tmp_path / "student")
+    state = {f"model.{name}": value for name, value in trained.model.state_dict().items() if "lora_" in name}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": state}, tmp_path / "checkpoints/last.ckpt")
+    loaded = from_folder(path=str(tmp_path / "checkpoints/last.ckpt"), max_context_tokens=64)
+    assert any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert score(loaded.model, IDS).logprobs == pytest.approx(score(trained.model, IDS).logprobs)
+
+
+def test_what_a_template_was_given_is_given_to_it_again(trained: Student, tmp_path: Path) -> None:
+    replace(trained, chat_options={"enable_thinking": False}).save(tmp_path)
+    assert from_folder(path=str(tmp_path), max_context_tokens=64).chat_options == {"enable_thinking": False}
 
 
 def test_the_weights_below_are_a_model_of_their_own(trained: Student, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dagger_exp.chat import Chat
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError
-from dagger_exp.training.student import SPECIAL, Student, byte_tokenizer, from_folder, from_scratch, word_tokenizer
+from dagger_exp.training.student import Student, from_folder, from_scratch
+from dagger_exp.training.tokenizers import SPECIAL, byte_tokenizer, word_tokenizer
 from dagger_exp.types import Message, Task
 
 WORLD = RepoRepair()
