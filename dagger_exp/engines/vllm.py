@@ -247,14 +247,15 @@ class VllmEngine:
         path = str(self._adapter.resolve())
         try:
             await endpoint.post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path})
-        except TransientError:
-            raise
         except EngineError as error:
-            if "already been loaded" not in str(error):  # by a run that is resumed here; the same bytes
-                raise ConfigError(
-                    f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
-                    f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
-                ) from error
+            if "already been loaded" in str(error):  # by a run that is resumed here; the same bytes
+                return
+            if isinstance(error, TransientError) and "LoRA rank" not in str(error):  # which vLLM calls its own failure
+                raise
+            raise ConfigError(
+                f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
+                f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+            ) from error
 
     async def _unload(self, name: str) -> None:
         for endpoint in self.endpoints:
