@@ -112,7 +112,7 @@ class Runner:
         except TimeoutError:
             is_cut = time.monotonic() >= deadline
             stop_reason = StopReason.DEADLINE if is_cut else StopReason.TIMEOUT
-            error = "the round's deadline cut this episode" if is_cut else self._too_long(begin)
+            error = "the round's deadline cut this episode" if is_cut else f"TimeoutError: {self._too_long(begin)}"
         except (EnvError, LabelError, PolicyError) as failure:
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
         finally:

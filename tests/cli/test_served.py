@@ -20,6 +20,7 @@ def openai(address: str) -> tuple[str, ...]:
     return ("teacher=openai", f"teacher.model={MODEL}", f"teacher.endpoint.address={address}")
 
 
+@pytest.mark.slow
 def test_a_key_reaches_the_server_and_nothing_that_is_written(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path)
     assert answer.code == 0, answer.err
 
 
+@pytest.mark.slow
 def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_path: Path) -> None:
     quick = ("debug=default", "evaluation.tasks=2", "rounds.tasks=3", "rounds.labels=null", "rounds.num_rounds=1")
     sizes = ("student.hidden_size=16", "student.num_layers=1", "student.num_heads=2", "student.intermediate_size=32")

@@ -179,6 +179,7 @@ def test_a_workspace_is_saved_with_its_panels_and_grouping(
     assert section["runSets"][0]["grouping"] == [{"section": "config", "name": "schedule.value._target_"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "key", "sentence"),
     [(PROJECT, "0" * 40, "invalid API key"), (f"{ENTITY}/nothing", KEY, "Could not find project nothing")],
