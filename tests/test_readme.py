@@ -19,6 +19,7 @@ SHORT = {
     "baselines_textworld.py": "--help",
     "bench_compare.py": "",
     "bench_report.py": "",
+    "bench_collect.py": "--clients bare teacher --episodes 4 --turns 2 --latency 0.05",
 }
 
 FEW_JOBS = "seed=0 schedule=exponential,linear"
