@@ -57,6 +57,7 @@ def runner(student: str | list[str], teacher: str, folder: Path) -> Runner:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_round_ends_with_every_label_whatever_the_servers_do(tmp_path: Path, is_killed: bool) -> None:
     ended: list[Episode] = []

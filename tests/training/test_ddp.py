@@ -59,6 +59,7 @@ def coins(folder: Path, round_index: int) -> dict[tuple[str, int], tuple[str, fl
     return {(row["task_id"], row["turn_index"]): (row["actor"], row["coin"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     start(*SMALL, f"hydra.run.dir={one}")
@@ -81,6 +82,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert "nothing to do" in start(f"resume={two}")
 
 
+@pytest.mark.slow
 def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> None:
     folder = tmp_path / "failing"
     said = start(
