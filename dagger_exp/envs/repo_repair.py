@@ -106,7 +106,7 @@ class RepoRepair:
             key = Key(seed=attempt, round_index=0, task_id=f"{split}-{index}", episode_index=0)
             files = _sample(key, "files", [f"f{i}" for i in range(WORLD_FILES)], self.num_files)
             bugs = self._bugs(key, files)
-            content = Key(0, 0, f"{files}{bugs}", 0)
+            content = Key(0, 0, f"{sorted(files)}{bugs}", 0)  # the order of files makes no other task
             if (integer(content, "split", 8) == 0) == (split == "heldout"):
                 data = {"files": files, "bugs": [(bug.symptom, bug.file, bug.line) for bug in bugs]}
                 return Task(id=f"{split}-{index:06d}", split=split, data=data)
