@@ -18,7 +18,10 @@ from dagger_exp.errors import ConfigError
 from dagger_exp.mistakes import unknown
 
 PASSED_BY_BUILD: dict[str, set[str]] = {
+    "env": {"scaffold", "sandboxes"},
+    "sandbox": {"run_id"},
     "student": {"vocabulary", "seed"},
+    "teacher": {"tools"},
     "engine": {"end_id", "pad_id", "student", "folder"},
     "mixing": {"schedule"},
     "logger": {"id", "name", "job_type", "save_dir", "resume", "config", "settings", "log_model"},
@@ -32,7 +35,7 @@ PASSED_BY_BUILD: dict[str, set[str]] = {
 }
 """Constructor arguments that `build` passes itself, by group."""
 
-OPTIONAL = ("logger", "schedule")
+OPTIONAL = ("logger", "sandbox", "scaffold", "schedule")
 """Groups with an option that makes nothing (`_target_: null`)."""
 
 

@@ -29,7 +29,7 @@ from dagger_exp.errors import ConfigError, DaggerError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
-from dagger_exp.protocols import Engine, Mixing, World
+from dagger_exp.protocols import Engine, Mixing, Sandboxes, Scaffold, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
@@ -71,8 +71,11 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     """Build everything that plays episodes."""
     silence_libraries()
     torch.set_num_threads(cfg.num_threads)
-    world: World = make(cfg.env)
+    scaffold: Scaffold | None = make_optional(cfg.scaffold)
+    sandboxes: Sandboxes | None = make_optional(cfg.sandbox, run_id=run_id)
+    world: World = make(cfg.env, scaffold=scaffold, sandboxes=sandboxes)
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
+    student = replace(student, tools=scaffold.tools if scaffold else ())
     chat = student.chat
     engine: Engine = make(
         cfg.engine,
@@ -81,7 +84,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         student=student,
         folder=folder / "engine",
     )
-    mixing: Mixing = make(cfg.mixing, schedule=make(cfg.schedule)) if cfg.schedule.get("_target_") else make(cfg.mixing)
+    mixing: Mixing = make(cfg.mixing, schedule=make_optional(cfg.schedule))
     runner = build_runner(cfg, world, student, engine, mixing)
     if runner.labeler.logprobs:
         check_vocabularies(student, runner.teacher)
@@ -119,7 +122,7 @@ def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine
     return Runner(
         world=world,
         student=policy,
-        teacher=make(cfg.teacher),
+        teacher=make(cfg.teacher, tools=student.tools),
         mixing=mixing,
         labeler=make(cfg.labeler),
         chat=chat,
@@ -293,6 +296,11 @@ def num_steps(cfg: DictConfig) -> int:
         for index in range(cfg.rounds.num_rounds)
     ]
     return sum(per_pass) * cfg.rounds.epochs_per_round
+
+
+def make_optional(node: DictConfig, **shared: Any) -> Any:
+    """Make a component of a group that has an option which makes nothing."""
+    return make(node, **shared) if node.get("_target_") else None
 
 
 def make(node: DictConfig, **shared: Any) -> Any:

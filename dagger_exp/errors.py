@@ -9,6 +9,8 @@ DaggerError
 │   ├── EngineError   the engine behind it failed
 │   └── ContextError  the conversation is longer than the model behind it can read
 ├── EnvError          an environment failed (not: the agent failed in it)
+│   └── SandboxError  the sandbox in which its commands run is gone or cannot be had
+├── MalformedAction   a message makes no call that its scaffold understands; the model's doing, answered by a turn
 └── LabelError        the teacher gave no label
     └── BudgetError   what may be spent on the teacher is spent
 """
@@ -48,6 +50,14 @@ class ContextError(PolicyError):
 
 class EnvError(DaggerError):
     """An environment failed; the agent in it did nothing wrong."""
+
+
+class SandboxError(EnvError):
+    """A sandbox could not be started, or is gone; what a command does inside one never raises."""
+
+
+class MalformedAction(DaggerError):  # noqa: N818  it is an observation for the model, not a failure
+    """A message makes no call that its scaffold understands; the text tells the model what to mend."""
 
 
 class LabelError(DaggerError):

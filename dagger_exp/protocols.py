@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dagger_exp.types import Choice, Key, Message, Response, State, StepResult, Task
+from dagger_exp.types import Choice, Key, Message, Response, State, StepResult, Task, ToolCall
 
 
 class Env(Protocol):
@@ -53,6 +53,109 @@ class World(Protocol):
 
     def vocabulary(self) -> Sequence[str]:
         """Return all words that its messages can hold, in a fixed order; empty where text is free."""
+        ...
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold what its envs share while episodes are played: sandboxes that are started ahead, or nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a sandbox holds when it starts; two of one spec can stand in for each other.
+
+    Args:
+        image: of a container; None for a sandbox that is made of this machine's own programs.
+        mounts: folders of this machine by the path at which they can be read, and not written.
+        environment: variables of every command.
+    """
+
+    image: str | None = None
+    mounts: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a script did. `exit_code` is None where it was ended for its time.
+
+    `output` is what it wrote to both streams, in order, without the middle of what was too long for a sandbox to keep:
+    `num_cut_bytes` were left out there.
+    """
+
+    exit_code: int | None
+    output: str
+    timed_out: bool = False
+    num_cut_bytes: int = 0
+
+
+class Sandbox(Protocol):
+    """A place for commands that nobody has read: no network, nothing of this machine that matters, limits on the rest.
+
+    Commands share a working folder, `/work`, and a private `/tmp`; no process outlives the script that started it. What
+    a command breaks is its own business; `SandboxError` is raised where the sandbox itself is gone.
+    """
+
+    async def exec(self, script: str, timeout_s: float) -> Execution:
+        """Run a shell script in `/work`."""
+        ...
+
+    async def read_file(self, path: str) -> bytes:
+        """Return a regular file that the commands could read; raises `FileNotFoundError`, never follows a link."""
+        ...
+
+    async def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Write files below `/work`, with the folders that they need, as the user of the commands."""
+        ...
+
+    async def close(self) -> None:
+        """End all that runs in it, and remove it."""
+        ...
+
+
+class Sandboxes(Protocol):
+    """Starts sandboxes, some of them ahead of time, and never more than a cap."""
+
+    def check(self) -> None:
+        """Look whether this machine can start one; raises `ConfigError` that names what is missing."""
+        ...
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold the sandboxes of one event loop; all are closed at its end, also after an exception."""
+        ...
+
+    async def open(self, spec: SandboxSpec, episode: str) -> Sandbox:
+        """Return a started sandbox, once there is room; raises `SandboxError`."""
+        ...
+
+
+class Scaffold(Protocol):
+    """Turns messages into tool calls and back, and runs them in a sandbox."""
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """JSON schemas that the chat template is to show; none where a call is written as plain text."""
+        ...
+
+    @property
+    def instructions(self) -> str:
+        """How the model is to act, for the first message."""
+        ...
+
+    def read(self, message: Message) -> ToolCall:
+        """Return the one call of a message; raises `MalformedAction` that tells the model what to mend."""
+        ...
+
+    def write(self, call: ToolCall) -> Message:
+        """Return the message that makes this call."""
+        ...
+
+    async def run(self, call: ToolCall, sandbox: Sandbox) -> StepResult:
+        """Run a call; its `stop_reason` stays None, since only an env knows what the end of an episode is."""
+        ...
+
+    def is_submit(self, call: ToolCall) -> bool:
+        """Return whether the call says that the task is done."""
         ...
 
 

@@ -127,6 +127,8 @@ class RunConfig:
     teacher_budget: Budget = MISSING
     evaluation: Evaluation = MISSING
     env: Any = MISSING
+    scaffold: Any = MISSING
+    sandbox: Any = MISSING
     student: Any = MISSING
     teacher: Any = MISSING
     engine: Any = MISSING

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the record on disk; a store of another version is refused, never guessed at."""
 
 
@@ -127,12 +127,17 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an env answers to an action; `stop_reason` is None while the episode goes on."""
+    """What an env answers to an action; `stop_reason` is None while the episode goes on.
+
+    An action that is not understood is not `valid`. `action_error` is `syntax` or `runtime` where a command or program
+    that it wrote failed so, else empty; a test that fails is neither.
+    """
 
     observation: Message
     reward: float = 0.0
     stop_reason: StopReason | None = None
     valid: bool = True
+    action_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,7 @@ class Turn:
     coin: float | None = None
     kappa: int | None = None
     valid: bool = True
+    action_error: str = ""
     reward: float = 0.0
     finish_reason: str = "stop"
     policy_version: int = 0

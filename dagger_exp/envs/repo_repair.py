@@ -12,6 +12,7 @@ edit breaks the file silently until `revert`. The teacher never errs, so its own
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -95,6 +96,10 @@ class RepoRepair:
         files = [f"f{i}" for i in range(WORLD_FILES)]
         symptoms = [f"s{i}" for i in range(self.num_symptoms)]
         return verbs + files + symptoms + [str(i) for i in range(self.num_lines)]
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
 
     def usual_file(self, symptom: str) -> str:
         """Return the file that a symptom points to; the same in every task."""

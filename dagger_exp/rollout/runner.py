@@ -78,7 +78,7 @@ class Runner:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold what both policies need while episodes are played."""
-        async with self.student.connected(), self.teacher.connected():
+        async with self.student.connected(), self.teacher.connected(), self.world.connected():
             watching = asyncio.create_task(self.watchdog.watch())
             try:
                 yield
@@ -231,6 +231,7 @@ class Runner:
             coin=choice.coin,
             kappa=choice.kappa,
             valid=result.valid,
+            action_error=result.action_error,
             reward=result.reward,
             finish_reason=action.finish_reason,
             policy_version=action.policy_version,

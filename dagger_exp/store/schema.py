@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
         "coin": pa.float64(),
         "kappa": pa.int32(),
         "valid": pa.bool_(),
+        "action_error": pa.string(),
         "reward": pa.float64(),
         "finish_reason": pa.string(),
         "policy_version": pa.int32(),

@@ -41,6 +41,7 @@ class Student:
         max_context_tokens: longest sequence, in tokens.
         source: folder or hub name of the weights before training; None where they exist here only.
         chat_options: what the chat template takes beside the messages.
+        tools: JSON schemas of the tools that the chat template shows.
     """
 
     model: Any
@@ -48,10 +49,11 @@ class Student:
     max_context_tokens: int
     source: str | None = None
     chat_options: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
     @property
     def chat(self) -> Chat:
-        return Chat(self.tokenizer, options=self.chat_options)
+        return Chat(self.tokenizer, self.tools, self.chat_options)
 
     @property
     def num_parameters(self) -> int:

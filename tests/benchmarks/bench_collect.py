@@ -42,7 +42,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,9 @@ class Library:
 
     def vocabulary(self) -> Sequence[str]:
         return ()
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from dagger_exp.envs.textworld.env import TextWorldEnv
@@ -77,6 +78,10 @@ class TextWorld:
             self._show_admissible_commands,
             self._instruction,
         )
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
 
     def vocabulary(self) -> Sequence[str]:
         """Return, sorted, every word of this world's messages over all its games; empty where they are prose.
