@@ -21,7 +21,7 @@ train: $(BASE_STAMP)  ## Train; ARGS="key=value ..." are Hydra overrides
 	$(BIN)/dagger-train $(ARGS)
 
 test: $(DEV_STAMP)  ## Run the tests that need nothing but this machine's CPU
-	$(BIN)/pytest -m "not ($(SPECIAL))" $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup -m "not ($(SPECIAL))" $(ARGS)
 
 lint: $(DEV_STAMP)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -21,7 +21,7 @@ PASSED_BY_BUILD: dict[str, set[str]] = {
     "env": {"scaffold", "sandboxes"},
     "sandbox": {"run_id"},
     "student": {"vocabulary", "seed"},
-    "teacher": {"tools"},
+    "teacher": {"scaffold"},
     "engine": {"end_id", "pad_id", "student", "folder"},
     "mixing": {"schedule"},
     "logger": {"id", "name", "job_type", "save_dir", "resume", "config", "settings", "log_model"},
@@ -35,7 +35,7 @@ PASSED_BY_BUILD: dict[str, set[str]] = {
 }
 """Constructor arguments that `build` passes itself, by group."""
 
-OPTIONAL = ("logger", "sandbox", "scaffold", "schedule")
+OPTIONAL = ("demonstrations", "logger", "sandbox", "scaffold", "schedule")
 """Groups with an option that makes nothing (`_target_: null`)."""
 
 
@@ -57,6 +57,15 @@ def bind(cfg: DictConfig) -> None:
         given = {k: v for k, v in node.items() if not k.startswith("_")}
         _bind_names(path, parameters, given.keys(), bool(node.get("_partial_")))
         _bind_types(path, target, given)
+    _bind_env(cfg)
+
+
+def _bind_env(cfg: DictConfig) -> None:
+    """Refuse a scaffold or sandbox for an env that runs no commands, where it would be dropped without a word."""
+    parameters = inspect.signature(get_object(cfg.env["_target_"])).parameters
+    for group, argument in (("scaffold", "scaffold"), ("sandbox", "sandboxes")):
+        if cfg[group].get("_target_") is not None and argument not in parameters:
+            raise ConfigError(f"this env runs no commands and takes no {group}; remove {group}=..., or choose another.")
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

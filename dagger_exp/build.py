@@ -32,6 +32,7 @@ from dagger_exp.policies.mixture import StudentOnly
 from dagger_exp.protocols import Engine, Mixing, Sandboxes, Scaffold, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
@@ -85,7 +86,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         folder=folder / "engine",
     )
     mixing: Mixing = make(cfg.mixing, schedule=make_optional(cfg.schedule))
-    runner = build_runner(cfg, world, student, engine, mixing)
+    runner = build_runner(cfg, world, scaffold, student, engine, mixing)
     if runner.labeler.logprobs:
         check_vocabularies(student, runner.teacher)
     collector = Collector(
@@ -97,6 +98,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         keeps=make(cfg.filter),
         episodes_per_task=cfg.rollout.episodes_per_task,
         round_timeout_s=cfg.rollout.round_timeout_s,
+        demonstrations=make_optional(cfg.demonstrations),
     )
     return Run(
         folder=folder,
@@ -109,7 +111,9 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     )
 
 
-def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine, mixing: Mixing) -> Runner:
+def build_runner(
+    cfg: DictConfig, world: World, scaffold: Scaffold | None, student: Student, engine: Engine, mixing: Mixing
+) -> Runner:
     """Build what plays an episode of the training."""
     chat = student.chat
     policy = LanguagePolicy(
@@ -122,7 +126,7 @@ def build_runner(cfg: DictConfig, world: World, student: Student, engine: Engine
     return Runner(
         world=world,
         student=policy,
-        teacher=make(cfg.teacher, tools=student.tools),
+        teacher=make(cfg.teacher, scaffold=scaffold),
         mixing=mixing,
         labeler=make(cfg.labeler),
         chat=chat,
@@ -165,7 +169,7 @@ def build_training(
     module = StudentModule(
         run.student,
         optimizer=make(cfg.optimizer),
-        lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg)),
+        lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg, run.collector.demonstrations)),
         max_grad_norm=cfg.max_grad_norm,
     )
     loggers = build_loggers(cfg, run.folder, run_id, sweep, overrides)
@@ -281,7 +285,7 @@ def _begun(logger: WandbLogger) -> Any:
         ) from error
 
 
-def num_steps(cfg: DictConfig) -> int:
+def num_steps(cfg: DictConfig, demonstrations: Demonstrations | None = None) -> int:
     """Return the optimizer steps of the whole run, so that the learning rate knows its length at the start.
 
     With whole passes over a union this is an upper bound: filters can only take episodes away.
@@ -289,10 +293,12 @@ def num_steps(cfg: DictConfig) -> int:
     steps = per_round(cfg, "steps")
     if steps is not None:
         return sum(steps)
-    episodes = cfg.rounds.tasks * cfg.rollout.episodes_per_task
+    sizes = [cfg.rounds.tasks * cfg.rollout.episodes_per_task] * cfg.rounds.num_rounds
+    if demonstrations is not None:
+        sizes[0] = len(demonstrations.read().demonstrations)
     spans = {"union": cfg.rounds.num_rounds, "latest": 1, "window": cfg.window}
     per_pass = [
-        math.ceil(episodes * min(index + 1, spans[cfg.aggregation]) / cfg.rounds.batch_size)
+        math.ceil(sum(sizes[max(0, index + 1 - spans[cfg.aggregation]) : index + 1]) / cfg.rounds.batch_size)
         for index in range(cfg.rounds.num_rounds)
     ]
     return sum(per_pass) * cfg.rounds.epochs_per_round

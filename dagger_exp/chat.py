@@ -3,6 +3,9 @@
 Token ids, once they exist, are the truth: a prompt is extended by the tokens of what is new and never rendered again.
 Where a chat template changes what stood before (so that no extension exists), a new branch starts, and it is counted.
 What stood before is the prompt as it was rendered and the response as it was said, but for white space.
+
+Most templates can tell the past otherwise at any turn, so the whole conversation is rendered to see it. One that writes
+each message by itself, which is read off its syntax, cannot: there a turn renders what is new and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta, nodes
 
 from dagger_exp.errors import ConfigError, DataError, LabelError
 from dagger_exp.types import Message, ToolCall
@@ -44,13 +47,21 @@ CACHED_TEXTS = 4096
 """Observations that are rendered again with every later turn of their episode."""
 
 
+SYNTAX = Environment()  # noqa: S701  nothing is rendered with it
+"""Reads what a template is made of."""
+
+
 class Prompt(NamedTuple):
-    """The whole prompt of a turn, what it adds to the turn before (`context_ids`), and the text it was made of."""
+    """The whole prompt of a turn, and what it adds to the turn before (`context_ids`).
+
+    `rows` are its messages as templates take them; `text` is what the rendering of the next turn has to begin with.
+    """
 
     prompt_ids: list[int]
     context_ids: list[int]
     starts_branch: bool
     text: str
+    rows: list[dict[str, Any]]
 
 
 class Chat:
@@ -76,21 +87,27 @@ class Chat:
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
+        tokenizer.encode("")  # which leaves the backend without the truncation and padding of others
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special = re.compile("|".join(map(re.escape, special.values())))
+        self._tells_each_alone = tells_each_alone(tokenizer.chat_template)
         self._harmless = lru_cache(CACHED_TEXTS)(self._broken_up)
         self.end = special[int(tokenizer.eos_token_id)]
         self.end = self._end_of_message() or self.end
         self.end_id = next(i for i, token in special.items() if token == self.end)
-        hello = [Message("user", "hello")]
+        hello = [self._row(Message("user", "hello"))]
         without = self._render(hello)
         if tools:
             self.options["tools"] = list(tools)
             if self._render(hello) == without:
-                raise ConfigError("the student's chat template shows no tools; choose a model whose template does.")
+                raise ConfigError(
+                    "the chat template of the student, or of a teacher in this process, shows no tools: choose a model "
+                    "whose template does, or scaffold=bash, which needs none."
+                )
 
     def open(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a first turn."""
-        return self._branch(self._render(messages))
+        return self._branch([self._row(message) for message in messages])
 
     def extend(self, before: Prompt, response_ids: Sequence[int], messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a later turn.
@@ -100,31 +117,33 @@ class Chat:
             response_ids: what was executed then.
             messages: the whole conversation, that response and what came after it too.
         """
-        text = self._render(messages)
+        new = [self._row(message) for message in messages[len(before.rows) :]]
+        text = self._render(self._past(before) + new)
         after = self._after_response(text, before.text, self.parse(response_ids).content)
         if after is None:
-            return self._branch(text)
+            return self._branch(before.rows + new)
         context = self._encode(self.end + after)  # at once: an end token may take the white space after it
         if response_ids[-1] == self.end_id:  # else it was cut before it ended its message
             context = context[1:]
-        return Prompt([*before.prompt_ids, *response_ids, *context], context, False, text)
+        text = before.text if self._tells_each_alone else text
+        return Prompt([*before.prompt_ids, *response_ids, *context], context, False, text, before.rows + new)
 
-    def response_ids(self, message: Message, prompt: Prompt, messages: Sequence[Message]) -> list[int]:
+    def response_ids(self, message: Message, prompt: Prompt) -> list[int]:
         """Return a message of the teacher as the student would have written it: its text and the end token.
 
         Args:
             message: of the teacher.
             prompt: that it answers.
-            messages: of which the prompt was made.
 
         Raises:
             LabelError: it holds tool calls or reasoning that the student's template does not write.
         """
         if not (message.tool_calls or message.reasoning):
             return [*self._encode(self._harmless(message.content)), self.end_id]
-        whole = self._answered(messages, message)
+        past = self._past(prompt)
+        whole = self._answered(past, message)
         body, end, _ = whole[len(prompt.text) :].partition(self.end)
-        is_told = all(self._answered(messages, less) != whole for less in _lessened(message))
+        is_told = all(self._answered(past, less) != whole for less in _lessened(message))
         if not whole.startswith(prompt.text) or not end or not is_told:
             raise LabelError("the student's chat template cannot write the teacher's tool calls or reasoning.")
         return [*self._encode(body if message.reasoning else EMPTY_THOUGHT.sub("", body)), self.end_id]
@@ -132,23 +151,26 @@ class Chat:
     def parse(self, token_ids: Sequence[int]) -> Message:
         """Return the message that response tokens say."""
         ids = [i for i in token_ids if i != self.end_id]
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Message("assistant", str(text).strip())
+        return Message("assistant", self._decode(ids).strip())
 
-    def _branch(self, text: str) -> Prompt:
+    def _past(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """Return of the messages of a prompt those that must be rendered again to see what follows them."""
+        return prompt.rows[:1] if self._tells_each_alone else prompt.rows
+
+    def _branch(self, rows: list[dict[str, Any]]) -> Prompt:
+        text = self._render(rows)
         ids = self._encode(text)
-        return Prompt(ids, ids, True, text)
+        return Prompt(ids, ids, True, self._render(rows[:1]) if self._tells_each_alone else text, rows)
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        rows = [self._row(message) for message in messages]
+    def _render(self, rows: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
             rows, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
         )
 
-    def _answered(self, messages: Sequence[Message], message: Message) -> str:
+    def _answered(self, past: list[dict[str, Any]], message: Message) -> str:
         """Return a conversation that ends with a message of the teacher; nothing where the template refuses it."""
         try:
-            return self._render([*messages, message], add_generation_prompt=False)
+            return self._render([*past, self._row(message)], add_generation_prompt=False)
         except (TemplateError, TypeError, ValueError):  # as for two calls, or for arguments that are no mapping
             return ""
 
@@ -178,7 +200,7 @@ class Chat:
 
     def _end_of_message(self) -> str | None:
         """Return the special token that the template writes after an answer; a base model's end of text is another."""
-        whole = self._answered([Message("user", "hello")], Message("assistant", ANSWER))
+        whole = self._answered([self._row(Message("user", "hello"))], Message("assistant", ANSWER))
         found = self._special.match(whole.partition(ANSWER)[2].lstrip())
         return found[0] if found else None
 
@@ -187,8 +209,16 @@ class Chat:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
+        """Return the tokens of a text, by the Rust part of a tokenizer where it has one: the rest takes as long."""
         whole = text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, has no tokens
-        return list(self.tokenizer.encode(whole, add_special_tokens=False))
+        if self._backend is None:
+            return list(self.tokenizer.encode(whole, add_special_tokens=False))
+        return self._backend.encode(whole, add_special_tokens=False).ids
+
+    def _decode(self, ids: list[int]) -> str:
+        if self._backend is None:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._backend.decode(ids, skip_special_tokens=False)
 
     def _after_response(self, text: str, asked: str, said: str) -> str | None:
         """Return what a rendering has after the end token of a response; None where it tells the past otherwise.
@@ -197,6 +227,34 @@ class Chat:
         """
         body, end, after = text[len(asked) :].partition(self.end)
         return after if text.startswith(asked) and end and _squeezed(body) == _squeezed(said) else None
+
+
+def tells_each_alone(template: Any) -> bool:
+    """Return whether a chat template is one loop that writes each message without a look at any other or at its place.
+
+    Then the text of more messages is the text of fewer, with theirs at its end. It is read off the syntax, and only
+    what cannot be otherwise counts: outside of the loop nothing knows of messages, and inside it no name but that of
+    the message has a value that another pass of the loop could have changed.
+    """
+    try:
+        body = SYNTAX.parse(str(template)).body
+    except TemplateError:  # as for a `break`, which is of an extension
+        return False
+    loops = [node for node in body if isinstance(node, nodes.For)]
+    rest = [node for node in body if isinstance(node, nodes.Output | nodes.If | nodes.Assign)]
+    if len(loops) != 1 or len(body) != 1 + len(rest) or "messages" in _names(rest):
+        return False
+    loop = loops[0]
+    over = isinstance(loop.iter, nodes.Name) and loop.iter.name == "messages" and isinstance(loop.target, nodes.Name)
+    changeable = {name.name for node in rest for name in node.find_all(nodes.Name) if name.ctx == "store"}
+    return over and not (loop.test or loop.else_ or (changeable | {"loop", "messages"}) & _names(loop.body))
+
+
+def _names(body: Sequence[nodes.Node]) -> set[str]:
+    """Return the names in a piece of a template that get their value outside of it."""
+    piece = nodes.Template(list(body), lineno=1)
+    piece.set_environment(SYNTAX)
+    return meta.find_undeclared_variables(piece)
 
 
 def _lessened(message: Message) -> Iterator[Message]:

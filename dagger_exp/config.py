@@ -93,6 +93,10 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         raise ConfigError("labeler=none leaves nothing to train on; choose labeler=all, or use dagger-collect.")
     if command != "evaluate":
         _check_budget(typed)
+    if command == "collect" and typed.store is not None and typed.demonstrations.get("_target_") is not None:
+        raise ConfigError(
+            "demonstrations make round 0, which the store has already; leave out store or demonstrations."
+        )
     if command == "train":
         _check_training(typed)
     bind(typed)
@@ -137,7 +141,8 @@ def _check_mixing(cfg: DictConfig) -> None:
     if mixing == "TeacherOnly" and cfg.labeler.get("turns") == "student":
         raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
     _check_ramps(cfg)
-    if cfg.labeler.get("turns") == "student" and _teacher_acts_alone_first(cfg):
+    is_played = cfg.demonstrations.get("_target_") is None
+    if cfg.labeler.get("turns") == "student" and is_played and _teacher_acts_alone_first(cfg):
         raise ConfigError(
             "labeler=student finds no turn of the student in round 0; lower schedule.start or raise mixing.t_max.start."
         )

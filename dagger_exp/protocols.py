@@ -150,6 +150,10 @@ class Scaffold(Protocol):
         """Return the message that makes this call."""
         ...
 
+    def normalized(self, message: Message) -> Message:
+        """Return what a model said in whatever format as a message that every chat template writes in its own."""
+        ...
+
     async def run(self, call: ToolCall, sandbox: Sandbox) -> StepResult:
         """Run a call; its `stop_reason` stays None, since only an env knows what the end of an episode is."""
         ...
@@ -239,7 +243,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Token ids and their log-probabilities under the tempered distribution, before `top_p`; `stop` or `length`."""
+    """Token ids, their log-probabilities under what they were drawn from (after `top_p`), and `stop` or `length`."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]

@@ -131,6 +131,7 @@ class RunConfig:
     sandbox: Any = MISSING
     student: Any = MISSING
     teacher: Any = MISSING
+    demonstrations: Any = MISSING
     engine: Any = MISSING
     mixing: Any = MISSING
     schedule: Any = MISSING

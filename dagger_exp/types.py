@@ -129,8 +129,9 @@ class Response:
 class StepResult:
     """What an env answers to an action; `stop_reason` is None while the episode goes on.
 
-    An action that is not understood is not `valid`. `action_error` is `syntax` or `runtime` where a command or program
-    that it wrote failed so, else empty; a test that fails is neither.
+    An action that is not understood is not `valid`. One that `failed` did not do what it was for, as a command with
+    another exit code than 0. `action_error` is `syntax` or `runtime` where a command or program that it wrote failed
+    so, else empty; a test that fails is neither.
     """
 
     observation: Message
@@ -138,6 +139,7 @@ class StepResult:
     stop_reason: StopReason | None = None
     valid: bool = True
     action_error: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,19 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two torch threads beside a busy core are slower than one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+pytest_plugins = ["tests.docker.fixtures"]
+
 IN_CI = os.environ.get("CI") == "true"
+ONE_AT_A_TIME = ("slurm", "docker")
+"""Marks of tests whose daemon a machine has once: all of a mark run in one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, since they share its fixtures."""
+    for item in items:
+        daemon = next((mark for mark in ONE_AT_A_TIME if item.get_closest_marker(mark)), None)
+        item.add_marker(pytest.mark.xdist_group(daemon or item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(wrapper=True)

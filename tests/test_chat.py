@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dagger_exp.chat import Chat, Prompt
+from dagger_exp.chat import Chat, Prompt, tells_each_alone
 from dagger_exp.errors import DataError
 from dagger_exp.types import Message
 
@@ -32,6 +32,7 @@ def template(assistant: str) -> str:
 
 
 CHATML = template("{{ m.content }}")
+EACH_ALONE = CHATML[CHATML.rindex("{% for m in messages %}") :]
 ALWAYS_STRIPS = template("{{ m.content.split('</think>')[-1].strip() }}")
 QWEN3 = template(
     "{% set answer = m.content.split('</think>')[-1].lstrip('\n') %}"
@@ -77,14 +78,14 @@ def rendered(chat: Chat, messages: Sequence[Message]) -> list[int]:
 
 def written(chat: Chat, content: str) -> list[int]:
     """Return a teacher's text in the student's format; as text alone it needs no conversation."""
-    return chat.response_ids(said(content), chat.open([user("open")]), [])
+    return chat.response_ids(said(content), chat.open([user("open")]))
 
 
 def converse(chat: Chat, opening: Sequence[Message], exchange: Sequence[tuple[str, str]]) -> list[Prompt]:
     """Return the prompts of a conversation: after the opening, and after each response and observation."""
     messages, prompts = list(opening), [chat.open(opening)]
     for response, observation in exchange:
-        ids = chat.response_ids(said(response), prompts[-1], messages)
+        ids = chat.response_ids(said(response), prompts[-1])
         messages += [said(response), user(observation)]
         prompts.append(chat.extend(prompts[-1], ids, messages))
     return prompts
@@ -94,7 +95,7 @@ EXCHANGE = [("open src/main.py", "fail\n\ntest_main"), ("edit é → 漢", "\n\n
 OPENING = [Message("system", "You repair.\n"), user("open a"), said("open"), user("edit")]
 
 
-@pytest.mark.parametrize("chat_template", [CHATML, ALWAYS_STRIPS, QWEN3, TRIMS])
+@pytest.mark.parametrize("chat_template", [CHATML, EACH_ALONE, ALWAYS_STRIPS, QWEN3, TRIMS])
 def test_a_prompt_is_extended_and_equals_the_whole_conversation_rendered_at_once(chat_template: str) -> None:
     chat = make_chat(chat_template)
     prompts = converse(chat, OPENING, EXCHANGE)
@@ -189,25 +190,83 @@ def test_a_message_of_the_teacher_comes_back(content: str) -> None:
 ROUND_TRIP = make_chat()
 
 
-def test_the_cost_of_a_turn_does_not_grow_with_the_turns_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, counts = make_chat(), list[int]()
-    encode = chat.tokenizer.encode
+class Counting:
+    """A tokenizer and its Rust part, that counts what it is given: characters to encode, and messages to render."""
 
-    def counting(text: str, **options: Any) -> list[int]:
-        ids = encode(text, **options)
-        counts[-1] += len(ids)
-        return ids
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.num_chars, self.num_messages = tokenizer, 0, 0
+        self.backend_tokenizer = self
 
-    monkeypatch.setattr(chat.tokenizer, "encode", counting)
-    messages = list(OPENING)
-    counts.append(0)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode(self, text: str, **options: Any) -> Any:
+        self.num_chars += len(text)
+        return self.tokenizer.backend_tokenizer.encode(text, **options)
+
+    def apply_chat_template(self, rows: Sequence[Any], **options: Any) -> Any:
+        self.num_messages += len(rows)
+        return self.tokenizer.apply_chat_template(rows, **options)
+
+
+def test_the_cost_of_a_turn_does_not_grow_with_the_turns_before() -> None:
+    counting: Any = Counting(byte_pairs(EACH_ALONE))
+    chat, messages, counts = Chat(counting), list(OPENING), list[tuple[int, int]]()
     prompt = chat.open(messages)
     for _ in range(40):
         messages += [said("edit"), user("ok fail")]
-        counts.append(0)
+        counting.num_chars = counting.num_messages = 0
         prompt = chat.extend(prompt, written(chat, "edit"), messages)
-    assert len(set(counts[1:])) == 1
-    assert counts[1] < 30
+        counts.append((counting.num_chars, counting.num_messages))
+    assert prompt.prompt_ids == rendered(chat, messages)
+    assert len(set(counts)) == 1
+    assert counts[0] < (200, 10)
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    [
+        EACH_ALONE,
+        EACH_ALONE.replace("{{ m.content }}", "{{ m.content | trim }}"),
+        "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}" + EACH_ALONE,
+        EACH_ALONE.replace(
+            "{{ m.content }}", "{% for call in m.tool_calls %}{{ loop.index }}{% endfor %}{{ m.content }}"
+        ),
+        EACH_ALONE.replace("{{ m.content }}", "{% set text = m.content.split('x')[-1] %}{{ text }}"),
+    ],
+)
+def test_a_template_whose_loop_looks_at_its_message_alone_is_known(chat_template: str) -> None:
+    assert tells_each_alone(chat_template)
+
+
+EACH = "{% for m in messages %}{{ m.content }}"
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    [
+        template("{{ m.content if loop.last }}"),
+        CHATML,
+        "{% set first = messages[0] %}" + EACH + "{% endfor %}",
+        EACH + "{% endfor %}{{ messages | length }}",
+        EACH + "{{ messages[loop.index0 - 1].role }}{% endfor %}",
+        EACH + "{{ loop.index }}{% endfor %}",
+        EACH + "{% else %}nothing{% endfor %}",
+        "{% for m in messages if m.content %}{{ m.content }}{% endfor %}",
+        "{% for m in messages[1:] %}{{ m.content }}{% endfor %}",
+        "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+        "{% set seen = namespace(n=0) %}" + EACH + "{% set seen.n = seen.n + 1 %}{{ seen.n }}{% endfor %}",
+        "{% set comma = joiner() %}" + EACH + "{{ comma() }}{% endfor %}",
+        "{% macro say(m) %}{{ messages | length }}{% endmacro %}" + EACH + "{{ say(m) }}{% endfor %}",
+        EACH + "{% break %}{% endfor %}",
+        "{% if tools %}" + EACH + "{% endfor %}{% endif %}",
+        EACH + "{% endfor %}" + EACH + "{% endfor %}",
+        "no loop",
+        "{{ broken",
+    ],
+)
+def test_a_template_that_could_tell_the_past_otherwise_is_rendered_whole(chat_template: str) -> None:
+    assert not tells_each_alone(chat_template)
 
 
 def test_a_tokenizer_must_have_a_template_and_an_end() -> None:

@@ -26,11 +26,12 @@ from dagger_exp.data.prefix_tree import Row, grow
 from dagger_exp.data.selection import label_rows
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.errors import ConfigError, DataError, LabelError
-from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
 from dagger_exp.policies.mixture import StudentOnly
 from dagger_exp.protocols import Env, Generation, Sampling
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
+from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import (
     Actor,
     Choice,
@@ -410,12 +411,12 @@ class InTurns(StudentOnly):
         return Choice(Actor.TEACHER if key.turn_index == 1 else Actor.STUDENT)
 
 
-def play(case: Case, chat: Chat) -> Episode:
+def play(case: Case, chat: Chat, teacher: Any = None) -> Episode:
     stage: Any = Stage(case)
     runner = Runner(
         world=stage,
         student=LanguagePolicy(engine=Reciting(chat, case), chat=chat, max_new_tokens=100),
-        teacher=stage,
+        teacher=teacher or stage,
         mixing=InTurns(),
         labeler=Labeler(),
         chat=chat,
@@ -499,15 +500,14 @@ def test_a_branch_starts_exactly_where_the_template_tells_the_past_otherwise(nam
 def test_a_text_begins_with_its_first_token_once() -> None:
     chat = Chat(tokenizer_of(HEADED, "<|eot|>"))
     opening = chat.open([user("go")])
-    prompt = chat.extend(opening, chat.response_ids(says("a"), opening, []), [user("go"), says("a"), tool("one")])
+    prompt = chat.extend(opening, chat.response_ids(says("a"), opening), [user("go"), says("a"), tool("one")])
     assert decoded(chat, prompt.prompt_ids).count("<|bos|>") == 1
 
 
 def label(template: str, message: Message, *, end: str = "<|im_end|>", **options: Any) -> str:
     """Return a teacher's answer to the first prompt as it is trained."""
     chat = Chat(tokenizer_of(template, end), options=options)
-    messages = [user("go")]
-    return decoded(chat, chat.response_ids(message, chat.open(messages), messages))
+    return decoded(chat, chat.response_ids(message, chat.open([user("go")])))
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": True}])
@@ -557,8 +557,65 @@ def test_malformed_arguments_are_written_as_they_are_where_the_template_takes_te
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED, THINKS_ALWAYS])
 def test_tools_that_the_template_does_not_show_are_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match="shows no tools"):
+    with pytest.raises(ConfigError, match=r"shows no tools: choose a model whose template does, or scaffold=bash"):
         Chat(tokenizer_of(template), [TOOL])
+
+
+class Answering(Reciting):
+    """A teacher's engine: says the same at every turn, and remembers what it was asked."""
+
+    def __init__(self, chat: Chat, said: str) -> None:
+        ScriptedEngine.__init__(self, end_id=chat.end_id)
+        self.chat, self.said, self.asked = chat, said, list[str]()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        self.asked.append(decoded(self.chat, prompt_ids))
+        ids = [*self.chat._encode(self.said), self.chat.end_id]
+        return Generation(ids, [0.0] * len(ids), "stop", 0)
+
+
+def calls_of(command: str) -> tuple[str, str]:
+    """Return a call as Qwen3 writes it, and as Qwen3-Coder does."""
+    as_json = f'<tool_call>\n{{"name": "execute_bash", "arguments": {{"command": "{command}"}}}}\n</tool_call>'
+    tags = f"<function=execute_bash>\n<parameter=command>\n{command}\n</parameter>\n</function>"
+    return as_json, f"<tool_call>\n{tags}\n</tool_call>"
+
+
+def test_teacher_and_student_each_see_and_write_calls_in_their_own_format() -> None:
+    scaffold = ToolScaffold()
+    (ls_json, ls_tags), (cat_json, cat_tags) = (calls_of(command) for command in ("ls", "cat é"))
+    chat = Chat(tokenizer_of(JSON_TOOLS), scaffold.tools)
+    theirs = Chat(tokenizer_of(XML_TOOLS), scaffold.tools)
+    engine = Answering(theirs, f"I read it.\n{cat_tags}")
+    teacher = ModelTeacher(engine=engine, chat=theirs, max_new_tokens=200, max_context_tokens=9_999, scaffold=scaffold)
+    case = Case(
+        template=JSON_TOOLS,
+        executed=(ls_json, says(""), "I am done."),
+        observed=(tool("one"), tool("two")),
+        labels=(says(""), says("")),
+        trained=("", "", ""),
+        last="",
+    )
+    episode = play(case, chat, teacher)
+    label = f"I read it.\n{cat_json}<|im_end|>"
+    assert [decoded(chat, turn.label_ids or []) for turn in episode.turns] == [label] * 3
+    assert [turn.label_text for turn in episode.turns] == [label.removesuffix("<|im_end|>")] * 3
+    assert episode.turns[1].response_ids == episode.turns[1].label_ids
+    assert ls_json in decoded(chat, episode.prompt_ids(2))
+    assert ls_tags in engine.asked[2]
+    assert f"I read it.\n{cat_tags}" in engine.asked[2]
+    assert '{"name"' not in engine.asked[2].rpartition('"type": "function"')[2].partition("<|im_end|>")[2]
+
+
+def test_a_malformed_answer_of_a_teacher_stays_the_text_that_it_is() -> None:
+    scaffold = ToolScaffold()
+    chat = Chat(tokenizer_of(JSON_TOOLS), scaffold.tools)
+    teacher = ModelTeacher(
+        engine=Answering(chat, "I am done."), chat=chat, max_new_tokens=20, max_context_tokens=9_999, scaffold=scaffold
+    )
+    state = State((user("go"),), (), Key(0, 0, "t", 0))
+    response = asyncio.run(teacher.act(state, cast(Env, None)))
+    assert response.message == says("I am done.")
 
 
 @pytest.mark.parametrize("spelled", SPECIAL)
@@ -599,7 +656,7 @@ def test_a_teacher_that_spells_a_control_token_is_not_cut_there(message: Message
     chat = Chat(tokenizer_of(template))
     messages = [user("go")]
     opening = chat.open(messages)
-    ids = chat.response_ids(spelling, opening, messages)
+    ids = chat.response_ids(spelling, opening)
     assert [i for i in ids if i < len(SPECIAL)] == [chat.end_id]
     assert f"< {spelled[1:]}" in decoded(chat, ids)
     prompt = chat.extend(opening, ids, [*messages, spelling, user("one")])
@@ -626,7 +683,7 @@ def test_the_tokens_of_the_student_are_never_altered(said: str) -> None:
 def test_half_a_character_does_no_harm() -> None:
     chat = Chat(tokenizer_of(PLAIN))
     opening = chat.open([user("go \ud83d")])
-    response = chat.response_ids(says("open \ud83d"), opening, [])
+    response = chat.response_ids(says("open \ud83d"), opening)
     assert chat.parse(response) == says("open ?")
     assert decoded(chat, opening.prompt_ids).startswith("<|im_start|>user\ngo ?<|im_end|>")
 
@@ -657,7 +714,7 @@ def test_an_end_token_that_takes_the_white_space_after_it_takes_it_in_an_extensi
     chat = Chat(tokenizer_of(PLAIN, eats_space=True))
     messages = [user("go"), says("open"), user("one")]
     opening = chat.open(messages[:1])
-    response = chat.response_ids(messages[1], opening, messages[:1])
+    response = chat.response_ids(messages[1], opening)
     assert chat.extend(opening, response[: len(response) - num_cut], messages).prompt_ids == encoded(chat, messages)
 
 
@@ -681,7 +738,7 @@ if MODEL_FOLDERS in os.environ:  # in CI a skipped test has failed, so without f
         prompt = chat.open(messages)
         assert prompt.prompt_ids.count(chat.end_id) == chat.open([user("go")]).prompt_ids.count(chat.end_id)
         for said in ("open src/main.py\n\n    é → 漢 , ok ?", "edit", "test"):
-            response = chat.response_ids(says(said), prompt, messages)
+            response = chat.response_ids(says(said), prompt)
             assert chat.parse(response) == says(said)
             messages += [says(said), user("one\n")]
             before, prompt = prompt, chat.extend(prompt, response, messages)
@@ -696,7 +753,7 @@ if MODEL_FOLDERS in os.environ:  # in CI a skipped test has failed, so without f
         chat = Chat(AutoTokenizer.from_pretrained(folder, local_files_only=True))
         prompt = chat.open([user("go")])
         try:
-            ids = chat.response_ids(message, prompt, [user("go")])
+            ids = chat.response_ids(message, prompt)
         except LabelError:
             return
         assert ids.count(chat.end_id) == 1

@@ -12,11 +12,14 @@ from dagger_exp.config import check, compose_checked, per_round
 from dagger_exp.data.selection import AGGREGATIONS, NORMALIZATIONS
 from dagger_exp.errors import ConfigError
 from dagger_exp.mistakes import CONF_FOLDER, options, said_in_one_sentence
+from dagger_exp.rollout.demonstrations.formats import FORMATS
 from dagger_exp.schema import register_schema
 
 CONF = Path(CONF_FOLDER)
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
 NEEDS = {
+    **{f"scaffold={option}": ["env=pypi_bugs"] for option in options("scaffold")},
+    **{f"sandbox={option}": ["env=pypi_bugs"] for option in options("sandbox")},
     "student=hf": ["student.path=somewhere"],
     "teacher=hf": ["teacher.path=somewhere"],
     "teacher=checkpoint": ["teacher.path=somewhere"],
@@ -28,6 +31,7 @@ NEEDS = {
     "mixing=switch_teacher_first": ["schedule=none"],
     "labeler=student": ["schedule.start=0.5"],
     "labeler=none": ["rounds.labels=null", "rounds.tasks=3"],
+    **{f"demonstrations={option}": ["demonstrations.files=FILE"] for option in FORMATS},
 }
 """What an option cannot be without."""
 FILES = [f"{group}={option}" for group in GROUPS for option in options(group)]
@@ -66,7 +70,7 @@ BAD = [
     ("+student.hiden_size=3", "student.hiden_size is unknown; did you mean student.hidden_size?"),
     ("student.tokenizer=null", "student.tokenizer is null; it must be text."),
     ("schedule=lnear", "schedule=lnear does not exist; did you mean schedule=linear? choose one of constant, "),
-    ("env=null", "env=null is no option of env; choose one of repo_repair, "),
+    ("env=null", "env=null is no option of env; choose one of pypi_bugs, "),
     ("rounds.num_rounds=abc", "rounds.num_rounds is 'abc'; it must be a whole number."),
     ("schedule.start=abc", "schedule.start is 'abc'; it must be a number."),
     ("optimizer.lr=abc", "optimizer.lr is 'abc'; it must be a number or Tensor."),
@@ -107,6 +111,8 @@ BAD = [
     ("method=dagger_switch mixing.teacher_first=true", "mixing.teacher_first with a growing mixing.t_max leaves "),
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar is given by the run itself; remove it."),
     ("filter=solved filter.warmup_rounds=2", "filter.warmup_rounds is unknown"),
+    ("scaffold=tools", "this env runs no commands and takes no scaffold; remove scaffold=..., or choose another."),
+    ("sandbox=docker", "this env runs no commands and takes no sandbox; remove sandbox=..., or choose another."),
     ("aggregation=all", "aggregation is all; it must be one of union, latest, window."),
     ("loss.normalize=x", "loss.normalize is x; it must be one of token, turn, episode."),
 ]

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BIN = ROOT / ".venv" / "bin"
 SHORT = {
-    "methods.py": "--seeds 1 --methods sft --workers 1 --folder {out}/methods",
+    "methods.py": "--seeds 1 --methods sft --workers 1",
     "kills.py": "--kills 1",
     "prefix_trees.py": "--turns 8 --repeats 1",
     "bench_store.py": "--turns 20000",
@@ -46,7 +46,7 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
         program = command.split()[1].rpartition("/")[2]
         head, _, overrides = command.partition(" -- ")
         tail = f" -- {overrides} {few}" if program == "methods.py" else ""
-        return f"{BIN}/{head} {SHORT[program].format(out=out)}{tail}"
+        return f"cd {out} && {BIN}/python {ROOT}/{head.removeprefix('python ')} {SHORT[program]}{tail}"
     if command.startswith(("dagger-train", "dagger-evaluate", "dagger-collect")) and not re.search(
         "resume=|--help", command
     ):

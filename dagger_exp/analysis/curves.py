@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
+from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Group
 from dagger_exp.analysis.load import Row, Run
 
@@ -22,6 +23,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
 """What a run has spent when a round is over, beside the round itself: sums over all rounds up to it."""
 METRICS: Mapping[str, str] = {
     "success_rate": "eval/success_rate",
+    **{name: f"eval/{name}" for name in RATES},
     "beta": "round/beta",
     "student_turn_rate": "rollout/student_turn_rate",
     "loss": "round/loss",

@@ -190,6 +190,7 @@ function badges(turn) {
   const finish = texts[turns.finish_reason[turn]];
   const made = [];
   if (!turns.valid[turn]) made.push(element("span", "badge malformed", "malformed"));
+  if (turns.action_error[turn]) made.push(element("span", "badge malformed", `${turns.action_error[turn]} error`));
   if (differs(turn)) made.push(element("span", "badge differing", "label differs"));
   if (turns.label[turn] === null && facts[chosen].numLabels) made.push(element("span", "badge", "no label"));
   if (finish !== "stop") made.push(element("span", "badge", finish));

@@ -7,13 +7,13 @@ import csv
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dagger_exp.analysis.episodes import COLLECT, EVALUATE, EpisodeGroup, episode_groups, evenly, spread
+from dagger_exp.analysis.failures import failure_table
 from dagger_exp.analysis.load import Run, flat
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json
@@ -93,6 +93,7 @@ class Columns:
             "coin": _plain(turn.coin),
             "kappa": turn.kappa,
             "valid": int(turn.valid),
+            "action_error": turn.action_error,
             "reward": _plain(turn.reward),
             "finish_reason": self._text(turn.finish_reason),
         }
@@ -205,21 +206,8 @@ def _about(run: Run, groups: Sequence[EpisodeGroup]) -> dict[str, Any]:
         "num_labels": sum(row.get("rollout/num_labels", 0) for row in run.rows),
         "num_rounds": flat(run.config).get("rounds.num_rounds"),
         "open_rounds": [(group.round_index, len(group)) for group in opened],
-        "tables": [(phase, stop_table(groups, phase)) for phase in (COLLECT, EVALUATE)],
+        "tables": [(phase, failure_table(groups, run.rows, phase)) for phase in (COLLECT, EVALUATE)],
         "failures": _failures(run.folder),
-    }
-
-
-def stop_table(groups: Sequence[EpisodeGroup], phase: str) -> dict[str, Any]:
-    """Return how often each stop reason occurred in each round of a phase, infrastructure last."""
-    chosen = [group for group in groups if group.phase == phase]
-    counts = [Counter(group.stop_reasons) for group in chosen]
-    reasons = [reason for reason in StopReason if any(count[reason.value] for count in counts)]
-    return {
-        "rounds": [(group.round_index, group.is_open, len(group)) for group in chosen],
-        "reasons": [
-            (reason.value, reason.is_infrastructure, [count[reason.value] for count in counts]) for reason in reasons
-        ],
     }
 
 

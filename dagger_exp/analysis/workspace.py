@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Comparison
 from dagger_exp.errors import StoreError, UserError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 PLOTS = {
     "success": ["eval/success_rate"],
+    "failures": [f"eval/{name}" for name in RATES],
     "beta": ["round/beta"],
     "share of student turns": ["rollout/student_turn_rate"],
     "loss": ["round/loss"],

@@ -1,6 +1,7 @@
 """dagger-collect: rollouts and labels without training; appends rounds, never touches a closed one.
 
 dagger-collect rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none    demonstrations
+dagger-collect demonstrations=openhands demonstrations.files=FILE rounds.num_rounds=1  round 0 from trajectories
 dagger-collect labeler=none rounds.labels=null rounds.tasks=100                       episodes without labels
 dagger-collect store=outputs/runs/FOLDER student.init=outputs/runs/FOLDER             more rounds for a store
 """
@@ -46,7 +47,8 @@ def collect(cfg: DictConfig, folder: Path) -> None:
         run.collector.runner.watchdog.say = terminal.warn
         run.engine.load_weights(first, run.student.model)  # the version of one that was trained on the rounds before
         for index, budget in enumerate(budgets, start=first):
-            terminal.begin("collect", index, budget or num_episodes or 0, beta=run.mixing.beta(index))
+            total = 0 if run.collector.is_imported(index) else budget or num_episodes or 0
+            terminal.begin("collect", index, total, beta=run.mixing.beta(index))
             episodes = run.collector.collect(
                 index,
                 num_labels=budget,

@@ -8,10 +8,12 @@ dagger-serve teacher teacher=vllm teacher.model=FOLDER --tensor-parallel-size 4
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,7 +47,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 def _student_line(cfg: Any) -> tuple[Any, list[str]]:
-    from dagger_exp.engines.vllm import BASE
+    from dagger_exp.engines.vllm_weights import BASE
 
     if "server" not in cfg.engine:
         raise ConfigError("dagger-serve student needs engine=vllm; the engine of this config runs in the process.")
@@ -53,9 +55,27 @@ def _student_line(cfg: Any) -> tuple[Any, list[str]]:
     if path is None:
         raise ConfigError("this student's weights exist in its run only, which serves them itself; name student.path.")
     server = _server(cfg.engine.server)
-    rank = cfg.student.lora.rank if cfg.student.finetuning == "lora" else None
-    length = cfg.student.max_context_tokens
-    return server, server.command(path, name=BASE, max_context_tokens=length, lora_rank=rank, sleeps=cfg.engine.sleeps)
+    weights, rank = _weights(Path(path))
+    if rank is None and cfg.student.finetuning == "lora":
+        rank = cfg.student.lora.rank
+    return server, server.command(
+        weights,
+        name=BASE,
+        max_context_tokens=cfg.student.max_context_tokens,
+        lora_rank=rank,
+        transfer=None if cfg.engine.weights == "disk" else cfg.engine.weights,
+        sleeps=cfg.engine.sleeps,
+    )
+
+
+def _weights(path: Path) -> tuple[str, int | None]:
+    """Return which weights a server begins with, and the rank of the adapter that a folder or a run has for them."""
+    folder = path / "student" if (path / "student").is_dir() else path
+    if not (folder / "adapter_config.json").exists():
+        return str(folder), None
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    beside = folder / "base"  # where the run had the only copy
+    return str(beside) if beside.is_dir() else adapter["base_model_name_or_path"], adapter["r"]
 
 
 def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:

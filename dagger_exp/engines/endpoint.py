@@ -85,14 +85,27 @@ class Endpoint:
             ContextError: the server says that the prompt is too long for it.
             EngineError: it refuses the request, or has failed at every attempt.
         """
-        retrying = AsyncRetrying(
+        data, failed = json.dumps(body).encode(), list[TransientError]()
+        try:
+            return await self._post(path, data)  # most need no more, and tenacity takes as long as half a request
+        except TransientError as error:
+            failed.append(error)
+
+        async def attempt() -> dict[str, Any]:
+            if failed:  # the first one is over
+                raise failed.pop()
+            return await self._post(path, data)
+
+        return await self._retrying()(attempt)
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
             retry=retry_if_exception_type(TransientError),
             wait=wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
             stop=stop_after_attempt(self.max_attempts),
             before_sleep=self._count_retry,
             reraise=True,
         )
-        return await retrying(self._post, path, json.dumps(body).encode())
 
     def get(self, path: str) -> dict[str, Any]:
         """Return what the server answers to a question before the first episode.

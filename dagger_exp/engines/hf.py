@@ -143,11 +143,12 @@ class Rows:
         tokens = logprobs.argmax(dim=-1)
         sampled = [row for row in sorted(self.unfinished) if self.samplings[row].temperature > 0]
         if sampled:
-            tokens[sampled] = _sample(
+            tokens[sampled], mass = _sample(
                 logprobs[sampled].exp(),
                 torch.tensor([self._coin(row) for row in sampled], dtype=torch.float64, device=logits.device),
                 torch.tensor([self.samplings[row].top_p for row in sampled], device=logits.device),
             )
+            logprobs[sampled] -= mass.log().to(logprobs.dtype)[:, None]
         values = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
         for row, token in enumerate(tokens.tolist()):
             if row in self.unfinished:
@@ -173,8 +174,10 @@ class Rows:
         return uniform(key, f"token {len(self.token_ids[row])}")
 
 
-def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> Tensor:
+def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """Invert the cumulative distribution at each coin, over the smallest set of tokens that holds `top_p`.
+
+    Returns the tokens (num_rows,) and what that set holds (num_rows,), 1 where nothing was left out.
 
     Args:
         probabilities: (num_rows, vocabulary).
@@ -187,4 +190,4 @@ def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> Tensor:
     cumulative = kept.cumsum(dim=-1)
     place = torch.searchsorted(cumulative, coins[:, None] * cumulative[:, -1:], right=True)
     last = (kept > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(1, place.minimum(last))[:, 0]
+    return order.gather(1, place.minimum(last))[:, 0], torch.where(top_p < 1, cumulative[:, -1], 1.0)

@@ -1,33 +1,27 @@
 """Tokens from a vLLM server, whose weights follow the training.
 
-A LoRA student's adapter is saved and loaded under a name made of its version and its content, so that neither the
-server nor its prefix cache can take an old one for it. Full weights are saved and reloaded from disk, which needs a
-disk that both see. After every update a probe holds the server's log-probabilities against the trainer's.
+How they reach the server stands in `vllm_weights`. After every update a probe holds the server's log-probabilities
+against the trainer's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dagger_exp.engines.endpoint import Endpoint, TransientError
+from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
+from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Transfer, Way
 from dagger_exp.errors import ConfigError, EngineError
 from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import draw, integer
 from dagger_exp.types import Key
 
-BASE = "student"
-"""Name under which the server knows the weights that it was started with."""
-WEIGHTS = "weights"
-"""Folder of all weights on their way to the server, below the engine's."""
 PROBE_TOKENS = 32
 AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """A model's own `generation_config` would change the distribution that is trained."""
@@ -68,8 +62,13 @@ class VllmEngine:
         server: how one is started, where no addresses are given.
         addresses: of servers that run already; an episode stays with one of them.
         endpoint: makes the connection to an address.
+        weights: how all weights reach the server: `disk`, `nccl` or `ipc` (see `Transfer`, not run); an adapter is
+            always saved.
         sleeps: whether the server leaves the device to the trainer between collections.
         probe_tolerance: largest difference of a log-probability between server and trainer, in nats.
+
+    Raises:
+        ConfigError: there is no such way for the weights, or not for these.
     """
 
     id = "vllm"
@@ -84,6 +83,7 @@ class VllmEngine:
         server: VllmServer,
         addresses: Sequence[str] | None = None,
         endpoint: Callable[..., Endpoint] = Endpoint,
+        weights: str = "disk",
         sleeps: bool = False,
         probe_tolerance: float = 0.1,
     ) -> None:
@@ -91,11 +91,17 @@ class VllmEngine:
         self.server, self.sleeps, self.probe_tolerance = server, sleeps, probe_tolerance
         self._make_endpoint = endpoint
         self.endpoints = [endpoint(address=address) for address in addresses or ()]
-        self.version, self.name, self._adapter = -1, BASE, folder
+        self.way, self.transfer = self._way(weights), weights if weights in TRANSFERS else None
+        self.version = -1
         self.drift = 0.0
         """What the last probe found: the largest difference of a log-probability, in nats."""
         self._running: RunningServer | None = None
         self._is_asleep = sleeps and bool(addresses)  # after a run that was killed while it trained
+
+    @property
+    def name(self) -> str:
+        """Under which requests ask for the weights."""
+        return self.way.name
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
@@ -149,6 +155,8 @@ class VllmEngine:
             ConfigError: the server cannot serve this student.
             EngineError: it refuses the weights, or its log-probabilities are not the trainer's afterwards.
         """
+        if self.version < 0:
+            self.way.check()
         if not self.endpoints:
             self._start()
         if self.version < 0:
@@ -156,9 +164,10 @@ class VllmEngine:
         try:
             asyncio.run(self._update(version, weights))
         except DriftError:
-            if self._running is None or self.student.lora_rank is not None:
+            if self._running is None or not isinstance(self.way, Reloading):
                 raise
-            self._restart()  # as on CPUs, whose kernels keep a copy of the weights in a form of their own
+            self.close()  # as on CPUs, whose kernels keep a copy of the weights in a form of their own
+            self._serve(str(self.way.folder))
             asyncio.run(self._update(version, weights))
 
     def rest(self) -> None:
@@ -179,18 +188,26 @@ class VllmEngine:
             name=BASE,
             max_context_tokens=self.student.max_context_tokens,
             lora_rank=self.student.lora_rank,
+            transfer=self.transfer,
             sleeps=self.sleeps,
         )
+
+    def _way(self, weights: str) -> Way:
+        if weights not in ("disk", *TRANSFERS):
+            raise ConfigError(f"engine.weights is {weights!r}; choose one of disk, {', '.join(TRANSFERS)}.")
+        if self.student.lora_rank is None:
+            return Transfer(weights) if weights in TRANSFERS else Reloading(self.student, self.folder / "weights")
+        if weights in TRANSFERS:
+            raise ConfigError(
+                f"engine.weights={weights} sends all weights, and this student trains an adapter: set "
+                "engine.weights=disk or student.finetuning=full."
+            )
+        return Adapters(self.folder / "adapters", self.student.lora_rank)
 
     def _start(self) -> None:
         if self.student.source is None:
             self.student.save_base(self.folder / "base")
         self._serve(self.student.source or str(self.folder / "base"))
-
-    def _restart(self) -> None:
-        """Start the server anew, with the weights that were saved last."""
-        self.close()
-        self._serve(str(self.folder / WEIGHTS))
 
     def _serve(self, weights: str) -> None:
         self._running = self.server.start(self.command(weights), self.folder / "vllm.log")
@@ -207,8 +224,7 @@ class VllmEngine:
                 await self._everywhere("/wake_up", {})
                 self._is_asleep = False
             if version != self.version:
-                load = self._load_all if self.student.lora_rank is None else self._load_adapter
-                await load(version, weights)
+                await self.way.send(version, weights, self.endpoints)
                 self.version = version
             await self._probe(weights)
 
@@ -227,51 +243,6 @@ class VllmEngine:
                     f"{endpoint.address} reads {length} tokens, but student.max_context_tokens is {wanted}: "
                     "start it with a longer --max-model-len, or lower student.max_context_tokens."
                 )
-
-    async def _load_adapter(self, version: int, weights: Any) -> None:
-        path = self.folder / "adapters" / str(version)
-        weights.save_pretrained(path)
-        adapter = (path / "adapter_model.safetensors").read_bytes()
-        digest = hashlib.sha256(str(path.resolve()).encode() + adapter).hexdigest()[:12]  # another run has another path
-        before, self.name, self._adapter = self.name, f"v{version}-{digest}", path
-        for endpoint in self.endpoints:
-            await self._hand_over(endpoint)
-        if before not in (BASE, self.name):
-            await self._unload(before)
-            for old in path.parent.iterdir():
-                if old.name != str(version):
-                    shutil.rmtree(old)
-
-    async def _hand_over(self, endpoint: Endpoint) -> None:
-        """Have a server load the adapter of this version."""
-        path = str(self._adapter.resolve())
-        try:
-            await endpoint.post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path})
-        except EngineError as error:
-            if "already been loaded" in str(error):  # by a run that is resumed here; the same bytes
-                return
-            if isinstance(error, TransientError) and "LoRA rank" not in str(error):  # which vLLM calls its own failure
-                raise
-            raise ConfigError(
-                f"{error}; start the server with --enable-lora --max-lora-rank {self.student.lora_rank} on a "
-                f"disk that has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
-            ) from error
-
-    async def _unload(self, name: str) -> None:
-        for endpoint in self.endpoints:
-            try:
-                await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
-            except EngineError as error:
-                if "cannot be found" not in str(error):  # a server that was started again has forgotten it
-                    raise
-
-    async def _load_all(self, version: int, weights: Any) -> None:
-        path = self.folder / WEIGHTS
-        shutil.rmtree(path, ignore_errors=True)
-        self.student.save_base(path)
-        rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(path.resolve())}}
-        await self._everywhere("/collective_rpc", rpc)
-        await self._everywhere("/reset_prefix_cache", {})
 
     async def _probe(self, weights: Any) -> None:
         """Hold the server's log-probabilities of fixed tokens against the trainer's."""
@@ -295,7 +266,7 @@ class VllmEngine:
         except EngineError as error:
             if self.name == BASE or "does not exist" not in str(error):
                 raise
-        await self._hand_over(endpoint)  # a server that was started again has forgotten its adapters
+        await self.way.send_again(endpoint)  # a server that was started again has forgotten its adapters
         return await endpoint.post("/v1/completions", request)
 
     @property

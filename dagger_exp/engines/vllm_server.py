@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shlex
 import signal
@@ -25,6 +26,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+PICKLES = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+"""Lets a server read pickles, and so whoever reaches it run anything: never set unasked."""
 STOP_TIMEOUT_S = 30.0
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Past any proxy: the server is on this machine."""
@@ -66,6 +69,7 @@ class VllmServer:
         name: str,
         max_context_tokens: int | None = None,
         lora_rank: int | None = None,
+        transfer: str | None = None,
         sleeps: bool = False,
     ) -> list[str]:
         """Return the line that serves a model.
@@ -75,8 +79,17 @@ class VllmServer:
             name: under which requests ask for it.
             max_context_tokens: longest prompt and response together; None as the model says.
             lora_rank: of the adapters that will come; None where none will.
+            transfer: backend by which weights will come from GPU to GPU; None where none will.
             sleeps: whether the device is shared with the trainer.
+
+        Raises:
+            ConfigError: the transfer needs a variable that is not set.
         """
+        if transfer == "ipc" and PICKLES not in self.environment:
+            raise ConfigError(
+                "engine.weights=ipc hands the server pickled handles, which it takes only where that is allowed: add "
+                f"+engine.server.environment.{PICKLES}=1."
+            )
         # Not the script `vllm`: it is broken in some builds, and belongs to one environment only.
         line = [self.python or sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         line += ["--served-model-name", name, "--host", self.host, "--dtype", self.dtype]
@@ -87,6 +100,7 @@ class VllmServer:
         line += (
             ["--enable-lora", "--max-lora-rank", str(_served_rank(lora_rank)), "--max-loras", "2"] if lora_rank else []
         )
+        line += ["--weight-transfer-config", json.dumps({"backend": transfer})] if transfer else []
         line += ["--enable-sleep-mode"] if sleeps else []
         # What a token was drawn with is its log-probability after the temperature.
         return [*line, "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", *self.arguments]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from dagger_exp.rollout.metrics import share
-from dagger_exp.types import Episode, StopReason
+from dagger_exp.rollout.metrics import failure_rates
+from dagger_exp.types import Episode
 
 MAX_INFRASTRUCTURE_RATE = 0.02
 """An evaluation with a larger share of infrastructure failures has no rate."""
@@ -38,15 +38,12 @@ def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     are not the student's.
     """
     counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
-    turns = [turn for episode in counted for turn in episode.turns]
+    num_turns = sum(len(episode.turns) for episode in counted)
     metrics = {
         "eval/num_tasks": len(episodes),
         "eval/num_failed": len(episodes) - len(counted),
-        "eval/malformed_rate": share(not turn.valid for turn in turns),
-        "eval/turns_per_episode": len(turns) / max(1, len(counted)),
-        "eval/submission_rate": share(
-            episode.stop_reason in (StopReason.SOLVED, StopReason.UNSOLVED) for episode in counted
-        ),
+        "eval/turns_per_episode": num_turns / max(1, len(counted)),
+        **failure_rates("eval", counted),
     }
     if counted and len(episodes) - len(counted) <= MAX_INFRASTRUCTURE_RATE * len(episodes):
         rate = wilson(sum(episode.solved for episode in counted), len(counted))

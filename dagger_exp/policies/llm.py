@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ContextError
-from dagger_exp.protocols import Engine, Env, Sampling, Scores
-from dagger_exp.types import Response, State, Usage
+from dagger_exp.protocols import Engine, Env, Sampling, Scaffold, Scores
+from dagger_exp.types import Message, Response, State, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +63,25 @@ class ModelTeacher(LanguagePolicy):
 
     Args:
         max_context_tokens: longest prompt and response that the model reads.
+        scaffold: reads tool calls out of text, so that this model and the student each see them in their own format.
     """
 
     max_context_tokens: int
+    scaffold: Scaffold | None = None
     id: str = "teacher"
 
     async def act(self, state: State, env: Env) -> Response:
         """Return the action; raises `ContextError` where the conversation is too long for this model."""
-        prompt_ids = self.chat.open(state.messages).prompt_ids
+        prompt_ids = self.chat.open(normalized(state.messages, self.scaffold)).prompt_ids
         if len(prompt_ids) + self.max_new_tokens > self.max_context_tokens:
             raise ContextError(f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}.")
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
         generation = await self.engine.generate(prompt_ids, sampling)
         usage = Usage(len(prompt_ids), len(generation.token_ids))
-        return Response(self.chat.parse(generation.token_ids), finish_reason=generation.finish_reason, usage=usage)
+        [message] = normalized([self.chat.parse(generation.token_ids)], self.scaffold)
+        return Response(message, finish_reason=generation.finish_reason, usage=usage)
+
+
+def normalized(messages: Sequence[Message], scaffold: Scaffold | None) -> list[Message]:
+    """Return messages with the calls of both roles as calls, whoever's format they were written in."""
+    return [scaffold.normalized(m) if scaffold and m.role == "assistant" else m for m in messages]

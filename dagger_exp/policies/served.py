@@ -10,7 +10,8 @@ from typing import Any
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.errors import ConfigError, PolicyError
-from dagger_exp.protocols import Env, Scores
+from dagger_exp.policies.llm import normalized
+from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
 
@@ -23,7 +24,7 @@ class ServedPolicy:
         max_new_tokens: longest response, in the model's tokens.
         temperature: 0 is greedy.
         top_p: nucleus; 1 keeps every token.
-        tools: JSON schemas of the tools that the model may call.
+        scaffold: has the tools that the model may call, and reads its calls where it writes them as text.
         keep_reasoning: whether what it thought before it answered is a part of the answer.
         tokenizer: folder or hub name of its tokenizer, which only log-probabilities need.
         request: more of the request's body, as a provider takes it.
@@ -40,19 +41,19 @@ class ServedPolicy:
         max_new_tokens: int = 1024,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        tools: Sequence[Mapping[str, Any]] = (),
+        scaffold: Scaffold | None = None,
         keep_reasoning: bool = False,
         tokenizer: str | None = None,
         request: Mapping[str, Any] | None = None,
         id: str | None = None,
     ) -> None:
         self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
-        self.tokenizer = tokenizer
+        self.tokenizer, self.scaffold = tokenizer, scaffold
         self.request: dict[str, Any] = {
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
-            **({"tools": list(tools)} if tools else {}),
+            **({"tools": list(scaffold.tools)} if scaffold and scaffold.tools else {}),
             **(request or {}),
         }
         self._id = id
@@ -63,18 +64,18 @@ class ServedPolicy:
 
     async def act(self, state: State, env: Env) -> Response:
         """Return the answer; raises `EngineError`, or `ContextError` where the conversation is too long for it."""
-        messages = [_row(message) for message in state.messages]
-        body = {"model": self.model, "messages": messages, **self.request}
+        messages = normalized(state.messages, self.scaffold)
+        body = {"model": self.model, "messages": [_row(*at) for at in enumerate(messages)], **self.request}
         answer = await self.endpoint.post("/v1/chat/completions", body)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            message = _message(choice["message"])
+            [message] = normalized([_message(choice["message"])], self.scaffold)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise PolicyError(f"{self.endpoint.address} answers in a form that is not understood: {error!r}") from error
         if choice.get("finish_reason") == "length" or not (message.content or message.tool_calls):
             raise PolicyError(f"the answer of {self.id} is empty or was cut: raise teacher.max_new_tokens.")
         return Response(
-            message=message if self.keep_reasoning else replace(message, reasoning=""),
+            message=message if self.keep_reasoning or not message.reasoning else replace(message, reasoning=""),
             finish_reason=choice.get("finish_reason") or "stop",
             usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
         )
@@ -103,12 +104,21 @@ class ServedPolicy:
             )
 
 
-def _row(message: Message) -> dict[str, Any]:
-    """Return a message as the protocol has it; what the model thought stays with it."""
+def _row(index: int, message: Message) -> dict[str, Any]:
+    """Return a message as the protocol has it: with the name of the call that it makes, or that it answers.
+
+    What the model thought stays with it.
+    """
     row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.role == "tool":
+        row["tool_call_id"] = f"call_{index - 1}_0"
     if message.tool_calls:
         row["tool_calls"] = [
-            {"id": f"call_{i}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": f"call_{index}_{i}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
             for i, call in enumerate(message.tool_calls)
         ]
     return row

@@ -21,12 +21,13 @@ import numpy as np
 
 from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.rollout.budget import added, usage_of
+from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
-from dagger_exp.store.view import EpisodeSummary, read_rows
+from dagger_exp.store.view import EpisodeSummary, read_rows, summarize
 from dagger_exp.types import Episode, Key, StopReason, Task, Usage
 
 MAX_FAILURE_RATE = 0.5
@@ -93,6 +94,7 @@ class Collector:
         keeps: whether an episode that ended so in this round will be trained on (counts towards a label budget).
         episodes_per_task: consecutive episodes that share a task.
         round_timeout_s: after which no episode begins and those that play are cut; None waits for all.
+        demonstrations: are imported as round 0, which is not played then, whatever its goal; None plays it.
     """
 
     runner: Runner
@@ -103,6 +105,11 @@ class Collector:
     keeps: Callable[[int, StopReason], bool]
     episodes_per_task: int = 1
     round_timeout_s: float | None = None
+    demonstrations: Demonstrations | None = None
+
+    def is_imported(self, round_index: int) -> bool:
+        """Return whether a round comes from files."""
+        return self.demonstrations is not None and round_index == 0
 
     def collect(
         self,
@@ -118,11 +125,13 @@ class Collector:
 
         Raises:
             DataError: the split is empty, most episodes fail, or no episode yields a label.
-            ConfigError: the teacher's budget of the run is spent before the round begins.
+            ConfigError: the teacher's budget of the run is spent before the round begins, or no demonstration helps.
         """
         if self.store.is_closed(round_index):
             reader = self.store.read(round_index)
             return reader.episodes(range(len(reader)))
+        if self.demonstrations is not None and self.is_imported(round_index):
+            return self.demonstrations.collect(self.runner, self.store, self.seed, on_episode)
         if not len(self.tasks):
             raise DataError("The env's train split is empty: there is nothing to collect from.")
 
@@ -137,9 +146,10 @@ class Collector:
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
         with _frozen_heap():
             full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
-        self._check_any(round_index, full, goal)
         paths = self.store.committed_paths(round_index)
-        episodes = [rows_to_episode(read_rows(paths[index])) for index in range(full)]
+        rows = [read_rows(paths[index]) for index in range(full)]
+        self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
+        episodes = [rows_to_episode(of_episode) for of_episode in rows]
         _check_failures(round_index, episodes)
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
         counts |= self.runner.budget.metrics()
@@ -167,9 +177,8 @@ class Collector:
                 "hydra.run.dir=FOLDER goes on there."
             )
 
-    def _check_any(self, round_index: int, full: int, goal: Goal) -> None:
+    def _check_any(self, round_index: int, done: Sequence[EpisodeSummary], goal: Goal) -> None:
         """Refuse a round that a budget or a deadline ended before it had anything."""
-        done = [self.store.committed(round_index)[index] for index in range(full)]
         is_full = goal.size(dict(enumerate(done))) is not None
         if not is_full and not any(map(goal.counts, done)):
             spent = self.runner.budget.spent

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dagger_exp.types import Actor, Episode, Turn
+from dagger_exp.types import Actor, Episode, StopReason, Turn
+
+SUBMITTED = (StopReason.SOLVED, StopReason.UNSOLVED)
+"""How an episode ends whose actor says that the task is done."""
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -24,10 +27,28 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "rollout/num_branches": sum(turn.starts_branch and turn.turn_index > 0 for turn in turns),
         "rollout/student_turn_rate": share(turn.actor is Actor.STUDENT for turn in turns),
         "rollout/agreement_rate": share(turn.label_text == turn.response_text for turn in compared),
-        "rollout/malformed_rate": share(not turn.valid for turn in students),
         "rollout/cut_rate": share(turn.num_cut_chars > 0 for turn in turns),
         "rollout/success_rate": share(episode.solved for episode in counted),
         "rollout/turns_per_episode": len(turns) / max(1, len(counted)),
+        **failure_rates("rollout", counted),
+    }
+
+
+def failure_rates(split: str, counted: Sequence[Episode]) -> dict[str, float]:
+    """Return how the student fails, under a split.
+
+    Args:
+        split: `rollout` or `eval`.
+        counted: episodes that infrastructure did not end. Of these are the shares that were submitted and that ended
+            in a loop; the others are shares of the student's actions, see `StepResult`.
+    """
+    actions = [turn for episode in counted for turn in episode.turns if turn.actor is Actor.STUDENT]
+    return {
+        f"{split}/submission_rate": share(episode.stop_reason in SUBMITTED for episode in counted),
+        f"{split}/loop_rate": share(episode.stop_reason is StopReason.LOOP for episode in counted),
+        f"{split}/malformed_rate": share(not turn.valid for turn in actions),
+        f"{split}/syntax_error_rate": share(turn.action_error == "syntax" for turn in actions),
+        f"{split}/runtime_error_rate": share(turn.action_error == "runtime" for turn in actions),
     }
 
 

@@ -28,10 +28,10 @@ from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
-from dagger_exp.rollout.observations import cut_middle
 from dagger_exp.rollout.scored import scored
 from dagger_exp.rollout.watchdog import Watchdog
-from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task, Turn
+from dagger_exp.scaffolds.observations import cut_middle
+from dagger_exp.types import Actor, Choice, Episode, Key, Response, State, StepResult, StopReason, Task, Turn
 
 CLOSE_TIMEOUT_S = 60.0
 """Longest time that an env may take to free what it holds."""
@@ -143,7 +143,7 @@ class Runner:
             choice = self.mixing.choose(state.key)
             async with asyncio.timeout(self.turn_timeout_s):
                 action, label, result = await self._take_turn(choice.actor, state, env)
-            turn = self._turn(turn_index, observation, prompt, choice, action, label, result, messages)
+            turn = self._turn(turn_index, observation, prompt, choice, action, label, result)
             turns.append(replace(turn, num_cut_chars=num_cut, wall_time_s=time.monotonic() - begin))
             if result.stop_reason is not None:
                 return result.stop_reason
@@ -213,10 +213,9 @@ class Runner:
         action: Response,
         label: Response | None,
         result: StepResult,
-        messages: list[Message],
     ) -> Turn:
         # A teacher's answer becomes tokens once, in the student's format, and is never encoded again.
-        executed = action.token_ids or self.chat.response_ids(action.message, prompt, messages)
+        executed = action.token_ids or self.chat.response_ids(action.message, prompt)
         asked = label if choice.actor is Actor.STUDENT else action
         return Turn(
             turn_index=turn_index,
@@ -237,15 +236,13 @@ class Runner:
             policy_version=action.policy_version,
             num_teacher_prompt_tokens=0 if asked is None else asked.usage.num_prompt_tokens,
             num_teacher_response_tokens=0 if asked is None else asked.usage.num_response_tokens,
-            **self._label(action, executed, label, prompt, messages),
+            **self._label(action, executed, label, prompt),
         )
 
-    def _label(
-        self, action: Response, executed: Any, label: Response | None, prompt: Prompt, messages: list[Message]
-    ) -> dict[str, Any]:
+    def _label(self, action: Response, executed: Any, label: Response | None, prompt: Prompt) -> dict[str, Any]:
         if label is None:
             return {}
-        ids = executed if label is action else self.chat.response_ids(label.message, prompt, messages)
+        ids = executed if label is action else self.chat.response_ids(label.message, prompt)
         return {"label_text": self._text(label, ids), "label_ids": ids}
 
     def _text(self, response: Response, ids: Any) -> str:

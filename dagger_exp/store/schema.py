@@ -7,6 +7,7 @@ all null, as in an outer join, so counting the non-null `turn_index` counts turn
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
@@ -112,8 +113,8 @@ def _turn(row: Mapping[str, Any]) -> Turn:
 
 def _plain(row: Row) -> Row:
     return {
-        name: _CONVERTERS[kind](row[name]) if row[name] is not None and kind in _CONVERTERS else row[name]
-        for name, kind in _COLUMN_TYPES
+        name: row[name] if convert is None or row[name] is None else convert(row[name])
+        for name, convert in _COLUMN_CONVERTERS
     }
 
 
@@ -123,10 +124,10 @@ def _plain_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-_COLUMN_TYPES = list(zip(SCHEMA.names, SCHEMA.types, strict=True))
 _CONVERTERS: dict[pa.DataType, Callable[[Any], Any]] = {
     pa.string(): _plain_text,
-    pa.list_(pa.int32()): lambda ids: np.asarray(ids, np.int32).tolist(),
+    pa.list_(pa.int32()): lambda ids: array("i", ids).tolist(),
     pa.list_(pa.float16()): lambda values: np.asarray(values, np.float16).tolist(),
-    pa.list_(pa.float32()): lambda values: np.asarray(values, np.float32).tolist(),
+    pa.list_(pa.float32()): lambda values: array("f", values).tolist(),
 }
+_COLUMN_CONVERTERS = [(field.name, _CONVERTERS.get(field.type)) for field in SCHEMA]

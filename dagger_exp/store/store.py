@@ -83,7 +83,13 @@ class Store(StoreView):
         if not self.is_closed(round_index):
             self.committed_paths(round_index)[episode_index].unlink()
 
-    def close_round(self, round_index: int, num_episodes: int, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def close_round(
+        self,
+        round_index: int,
+        num_episodes: int,
+        counts: Mapping[str, Any],
+        origin: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Compact episodes 0 to num_episodes - 1 into one Parquet file; return the manifest that closes it.
 
         The manifest has `schema_version run_id round_index num_episodes num_turns num_labels num_dropped
@@ -94,6 +100,7 @@ class Store(StoreView):
             round_index: the round.
             num_episodes: how many episodes it keeps.
             counts: JSON values that the manifest shall hold as well.
+            origin: where the episodes came from, for the manifest; None where they were played.
 
         Raises:
             StoreError: an episode is missing or damaged, or the disk is full or cannot be written.
@@ -103,6 +110,7 @@ class Store(StoreView):
             self._check_complete(round_index, num_episodes, paths)
             compact(self.parquet_path(round_index), (read_rows(paths[index]) for index in range(num_episodes)))
             manifest = self._describe(round_index, len(paths) - num_episodes, counts)
+            manifest |= {} if origin is None else {"origin": dict(origin)}
             write_json(self.manifest_path(round_index), manifest)
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)
         return self.manifest(round_index)

@@ -160,7 +160,7 @@ class RoundCallback(lightning.Callback):
         if not self.store.is_closed(round_index):
             self._hand_over(module, version=round_index)
             budget = None if self.num_labels is None else self.num_labels[round_index]
-            total = budget or self.num_episodes or 0
+            total = 0 if self.collector.is_imported(round_index) else budget or self.num_episodes or 0
             self.progress.begin("collect", round_index, total, beta=self._beta(round_index))
             episodes = self.collector.collect(
                 round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting

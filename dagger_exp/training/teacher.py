@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -11,7 +12,7 @@ from dagger_exp.engines.hf import HfEngine
 from dagger_exp.errors import ConfigError
 from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
 from dagger_exp.policies.served import ServedPolicy
-from dagger_exp.protocols import Policy
+from dagger_exp.protocols import Policy, Scaffold
 from dagger_exp.training.student import Student, from_folder
 
 
@@ -25,6 +26,7 @@ def from_model(
     device: str = "cpu",
     max_batch_size: int = 64,
     chat_options: Mapping[str, Any] | None = None,
+    scaffold: Scaffold | None = None,
     id: str | None = None,
 ) -> ModelTeacher:
     """Return a teacher that generates in this process.
@@ -38,12 +40,14 @@ def from_model(
         device: as torch names it.
         max_batch_size: rows of one forward pass.
         chat_options: what its chat template takes beside the messages.
+        scaffold: has the tools that its chat template shows, and reads the calls that it writes.
         id: name under which it is recorded; None is its path.
 
     Raises:
-        ConfigError: no model could be loaded.
+        ConfigError: no model could be loaded, or its chat template shows no tools and the scaffold has some.
     """
     model = from_folder(path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options)
+    model = replace(model, tools=scaffold.tools if scaffold else ())
     chat = model.chat
     engine = HfEngine(end_id=chat.end_id, pad_id=model.tokenizer.pad_token_id, max_batch_size=max_batch_size)
     engine.load_weights(0, model.model.to(device).requires_grad_(False).eval())
@@ -53,6 +57,7 @@ def from_model(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         max_context_tokens=max_context_tokens,
+        scaffold=scaffold,
         id=id or path,
     )
 

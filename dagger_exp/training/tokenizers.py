@@ -11,10 +11,24 @@ from transformers import PreTrainedTokenizerFast
 PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
 SPECIAL = [PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% set shown = namespace(tools='') %}"
+    "{% for tool in tools or [] %}{% set shown.tools = shown.tools + '\n' + (tool | tojson) %}{% endfor %}"
+    "{% set is_told = messages and messages[0]['role'] == 'system' %}"
+    "{% if shown.tools and not is_told %}{{ '<|system|><tools>' + shown.tools + '\n</tools><|end|>' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|' + ('user' if message['role'] == 'tool' else message['role']) + '|>' + message['content'] }}"
+    "{% if shown.tools and is_told and loop.first %}{{ '\n<tools>' + shown.tools + '\n</tools>' }}{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{% if message['content'] or not loop.first %}{{ '\n' }}{% endif %}"
+    """{{ '<tool_call>\n{"name": "' + call['function']['name'] + '", "arguments": ' }}"""
+    "{{ call['function']['arguments'] | tojson }}{{ '}\n</tool_call>' }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""One role token and one end token per message."""
+"""One role token and one end token per message; tools in the system's, calls as Qwen3 writes them.
+
+What a tool answers comes from `<|user|>`: a role token of its own would move the ids of all words.
+"""
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from dagger_exp.analysis.curves import curve, final_point, success_estimate, t_estimate
+from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Comparison, Group, compare
 from dagger_exp.analysis.load import Row, Run
 from dagger_exp.analysis.pairs import bootstrap_interval, differences, mcnemar, paired_difference
@@ -283,6 +284,7 @@ def test_the_workspace_groups_by_what_differs_and_plots_against_the_round() -> N
     panels = workspace.sections[0].panels
     assert [panel.y for panel in panels] == [
         ["eval/success_rate"],
+        [f"eval/{name}" for name in RATES],
         ["round/beta"],
         ["rollout/student_turn_rate"],
         ["round/loss"],

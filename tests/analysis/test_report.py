@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from dagger_exp.analysis.episodes import evenly, spread
+from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.load import load_runs
 from dagger_exp.analysis.report import cut_to, differing, make_report
 from dagger_exp.cli.report import main, report
+from dagger_exp.evaluation.metrics import evaluation_metrics
+from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
 from dagger_exp.store.schema import episode_to_rows
@@ -150,6 +153,36 @@ def test_an_open_round_is_shown_and_named(tmp_path: Path) -> None:
     assert "round 1 is still open; its 2 committed" in html
     assert data_of(html)["episodes"]["round"] == [0, 1, 1, 0]
     assert data_of(html)["episodes"]["episode"] == [0, 0, 3, 0]
+
+
+def test_the_failure_table_has_reasons_and_rates_of_every_round(tmp_path: Path) -> None:
+    errors = (make_turn(0, action_error="syntax"), make_turn(1, action_error="runtime"), make_turn(2, valid=False))
+    closed = [
+        make_episode(0, 0, turns=(*errors, make_turn(3, action_error="runtime"))),
+        make_episode(0, 1, stop_reason=StopReason.LOOP, turns=(make_turn(0, actor=Actor.TEACHER, valid=False),)),
+        make_episode(0, 2, stop_reason=StopReason.SANDBOX, turns=errors),
+    ]
+    folder = make_run(tmp_path / "run", closed, [make_episode(1, 0, stop_reason=StopReason.MAX_TURNS)])
+    row = {"round": 0, **rollout_metrics(closed), **evaluation_metrics(closed)}
+    write_json(folder / "summary.json", {"rounds": [row]})
+    html = page_of(folder)
+    tables = [
+        [re.findall(r">([^<]+?)</t[hd]>", line) for line in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
+        for table in re.findall(r'<table class="stops">.*?</table>', html, re.DOTALL)
+    ]
+    rates = [["0.500", "\u2013"], ["0.500", "\u2013"], ["0.250", "\u2013"], ["0.250", "\u2013"], ["0.500", "\u2013"]]
+    assert tables[0] == [
+        ["round", "0", "1*"],
+        ["solved", "1", "·"],
+        ["max_turns", "·", "1"],
+        ["loop", "1", "·"],
+        ["sandbox †", "1", "·"],
+        ["episodes", "3", "1"],
+        *([name, *values] for name, values in zip(RATES, rates, strict=True)),
+    ]
+    of_one_round = [["submission_rate", "0.500"], ["loop_rate", "0.500"], ["malformed_rate", "0.250"]]
+    assert tables[1][-5:-2] == of_one_round
+    assert data_of(html)["turns"]["action_error"][:4] == ["syntax", "runtime", "", "runtime"]
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 NUM_TURNS = 8
@@ -163,7 +164,7 @@ def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:
     from dagger_exp.store.store import Store
 
     chat, world = Chat(read_tokenizer(work.folder)), Library(work)
-    unloaded: Any = None  # generating needs no student in this process
+    unloaded: Any = SimpleNamespace(lora_rank=None)  # generating needs no student in this process
     engine = VllmEngine(
         student=unloaded, end_id=chat.end_id, folder=work.folder, server=VllmServer(), addresses=[work.address]
     )
@@ -454,10 +455,16 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 class Timed:
-    """A tokenizer whose time is counted, apart for rendering and for tokens."""
+    """A tokenizer whose time is counted, apart for rendering and for tokens, with that of its Rust part."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.render_s, self.token_s = tokenizer, 0.0, 0.0
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        backend = Timed(self.tokenizer.backend_tokenizer)
+        backend._timed = self._timed
+        return backend
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
@@ -499,7 +506,7 @@ def measure_chat(folder: Path, texts: Sequence[str], num_repeats: int = 9) -> li
         for turn_index in range(1, max(wanted) + 2):
             timed.render_s = timed.token_s = 0.0
             begin = time.perf_counter()
-            ids = chat.response_ids(said, prompt, messages)
+            ids = chat.response_ids(said, prompt)
             messages += [said, Message("user", texts[(repeat + turn_index) % len(texts)])]
             prompt = chat.extend(prompt, ids, messages)
             all_s = time.perf_counter() - begin

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="default: one for each set of overrides")
     parser.add_argument("overrides", nargs="*", help="of dagger-train, after --")
     args = parser.parse_args()
-    args.folder = args.folder or Path("outputs/benchmarks", "_".join(["methods", *args.overrides]).replace("/", "-"))
+    args.folder = args.folder or Path(
+        "outputs/benchmarks", re.sub(r"[^a-z0-9.]+", "-", "-".join(["methods", *args.overrides]).lower())
+    )
     first = [method for method in args.methods if method != "sft_equal_tokens"]
     play(args.folder, first, range(args.seeds), args.overrides, args.workers)
     if "sft_equal_tokens" in args.methods:
@@ -97,6 +100,8 @@ def print_table(folder: Path, methods: Sequence[str], seeds: int) -> None:
     print("|---|---|---|---|---|---|---|")
     for method in methods:
         runs = rows_of(folder, method, seeds)
+        if not runs:
+            sys.exit(f"no run of {method} has finished; {folder / method / 'seed_0' / 'stdout.txt'} says why.")
         success = [rows[-1]["eval/success_rate"] for rows in runs]
         half = float(t.ppf(0.975, len(runs) - 1) * sem(success)) if len(runs) > 1 else float("nan")
         labels = fmean(sum(row["rollout/num_labels"] for row in rows) for rows in runs)

@@ -70,7 +70,7 @@ class ErringStudent(LanguagePolicy):
     async def act(self, state: State, env: Env) -> Response:
         action = await ScriptedPolicy(error_rate=self.error_rate, id="student").act(state, env)
         prompt = self.chat.open(state.messages)
-        return Response(action.message, self.chat.response_ids(action.message, prompt, list(state.messages)))
+        return Response(action.message, self.chat.response_ids(action.message, prompt))
 
 
 def collect(num_episodes: int) -> list[Episode]:

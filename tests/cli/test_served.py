@@ -111,6 +111,9 @@ def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path)
         assert answer.code == 0, answer.err
         found = json.loads((tmp_path / f"evaluated_{place.name}/evaluation.json").read_text())
         assert found["eval/success_rate"] == rows[-1]["eval/success_rate"]
+    answer = call("serve", "student", "engine=vllm", "student=hf", f"student.path={tmp_path}/run")
+    assert f"--model {tmp_path}/run/student/base " in answer.out  # where the untrained weights are
+    assert "--enable-lora" in answer.out
     taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=8")
     answer = call("train", *QUICK, *taught, f"hydra.run.dir={tmp_path}/taught")
     assert answer.code == 0, answer.err

@@ -190,6 +190,18 @@ def test_the_nucleus_is_kept_and_nothing_else(engine: HfEngine, model: Any, top_
     assert_frequencies(tokens, nucleus / nucleus.sum())
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.6])
+def test_logprobs_are_those_of_the_nucleus_that_a_token_was_drawn_from(
+    engine: HfEngine, model: Any, top_p: float
+) -> None:
+    for index in range(5):
+        (answer,) = answers(engine, [(PROMPTS[4], sampled(index, 1, top_p=top_p))])
+        whole = full_logprobs(model, PROMPTS[4], answer.token_ids)[0]
+        ordered = whole.exp().sort(descending=True).values
+        mass = ordered[: int((ordered.cumsum(0) < top_p).sum()) + 1].sum()
+        assert answer.logprobs == pytest.approx([(whole[answer.token_ids[0]] - mass.log()).item()], abs=1e-5)
+
+
 def test_one_batch_may_hold_different_samplings(engine: HfEngine) -> None:
     samplings = [Sampling(2, 0.0), sampled(1, 5), sampled(1, 5, top_p=0.2), sampled(1, 9, temperature=2.0)]
     asked = [(PROMPTS[2], sampling) for sampling in samplings]

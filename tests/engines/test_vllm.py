@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm import VllmEngine
@@ -72,13 +73,18 @@ def trained(model: Any, seed: int) -> Any:
     return model
 
 
+def python() -> str:
+    """Return the interpreter of the environment that has vLLM."""
+    found = os.environ.get("DAGGER_EXP_VLLM_PYTHON")
+    if not found:
+        pytest.skip("DAGGER_EXP_VLLM_PYTHON names no environment with vLLM")
+    return found
+
+
 @contextmanager
 def started(own: Student, folder: Path) -> Iterator[VllmEngine]:
     """Start a server for a student and give it the first weights."""
-    python = os.environ.get("DAGGER_EXP_VLLM_PYTHON")
-    if not python:
-        pytest.skip("DAGGER_EXP_VLLM_PYTHON names no environment with vLLM")
-    server = VllmServer(python=python, dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=CPU)
+    server = VllmServer(python=python(), dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=CPU)
     engine = VllmEngine(student=own, end_id=own.chat.end_id, folder=folder, server=server, probe_tolerance=TOLERANCE)
     try:
         engine.load_weights(0, own.model)
@@ -159,6 +165,24 @@ def test_a_draw_can_be_repeated_and_its_log_probabilities_are_those_of_the_train
     for prompt, answer in zip(prompts(own), first, strict=True):
         expected = score(own.model, [*prompt, *answer.token_ids]).logprobs[len(prompt) - 1 :]
         assert answer.logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_log_probabilities_are_those_of_the_nucleus_as_in_this_process(served: tuple[VllmEngine, Student]) -> None:
+    engine, own = served
+    prompt, top_p = prompts(own)[0], 0.6
+
+    async def drawn() -> list[Generation]:
+        async with engine.connected():
+            samplings = [Sampling(1, 1.0, top_p, Key(0, 0, "t", index)) for index in range(5)]
+            return await asyncio.gather(*(engine.generate(prompt, sampling) for sampling in samplings))
+
+    with torch.no_grad():
+        logprobs = own.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    ordered = logprobs.exp().sort(descending=True).values
+    mass = ordered[: int((ordered.cumsum(0) < top_p).sum()) + 1].sum()
+    for answer in asyncio.run(drawn()):
+        expected = logprobs[answer.token_ids[0]] - mass.log()
+        assert answer.logprobs == pytest.approx([expected.item()], abs=TOLERANCE)
 
 
 def test_given_tokens_are_scored_as_in_this_process(served: tuple[VllmEngine, Student]) -> None:
@@ -254,6 +278,31 @@ def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_pat
     assert [row["round"] for row in rows] == [0, 1]
     assert all(row["rollout/num_failed"] == row["rollout/num_branches"] == 0 for row in rows)
     assert (tmp_path / "run/student/adapter_model.safetensors").exists()
+
+
+def test_a_server_is_ready_for_weights_from_gpu_to_gpu(tmp_path: Path) -> None:
+    """What can be seen without a GPU: the server takes the line, its size is told, and the two sides meet."""
+    own = student(finetuning="full")
+    own.save_base(tmp_path / "base")
+    environment = {**CPU, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    server = VllmServer(
+        python=python(), dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=environment
+    )
+    command = server.command(str(tmp_path / "base"), name="student", max_context_tokens=1024, transfer="ipc")
+    running = server.start(command, tmp_path / "vllm.log")
+    endpoint = Endpoint(address=running.address, max_attempts=1)
+
+    async def meet() -> None:
+        async with endpoint.connected():
+            await endpoint.post("/init_weight_transfer_engine", {"init_info": {"packed": True}})
+            with pytest.raises(EngineError, match="init_info"):
+                await endpoint.post("/init_weight_transfer_engine", {"init_info": {"unknown": True}})
+
+    try:
+        assert endpoint.get("/get_world_size") == {"world_size": 1}
+        asyncio.run(meet())
+    finally:
+        running.stop()
 
 
 def test_full_weights_are_reloaded_from_disk(tmp_path: Path) -> None:

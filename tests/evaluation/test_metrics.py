@@ -66,4 +66,4 @@ def test_malformed_turns_are_a_share_of_turns() -> None:
 def test_the_failure_table() -> None:
     counts = {"solved": 3, "max_turns": 2, "teacher": 1}
     assert stop_reasons(episodes(**counts)) == counts
-    assert list(evaluation_metrics([]).values()) == [0.0] * 5
+    assert list(evaluation_metrics([]).values()) == [0.0] * 8

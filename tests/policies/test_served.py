@@ -11,15 +11,20 @@ from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, PolicyError
 from dagger_exp.policies.served import ServedPolicy
+from dagger_exp.scaffolds.bash import BashScaffold
+from dagger_exp.scaffolds.calls import written
+from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Key, Message, Response, State, ToolCall, Usage
 from tests.provider import MODEL, Provider, serving
 
 WORLD = RepoRepair()
 STATE = State((Message("system", "Repair."), Message("user", "go")), (), Key(0, 0, "t", 0))
 CALL = {"id": "a", "type": "function", "function": {"name": "run", "arguments": '{"command": "ls"}'}}
+LS = ToolCall("execute_bash", '{"command": "ls"}')
+TAGGED = "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
 
 
-def answered(message: dict[str, Any], **settings: Any) -> tuple[Response, Provider]:
+def answered(message: dict[str, Any], state: State = STATE, **settings: Any) -> tuple[Response, Provider]:
     """Return the response of a policy whose server says this, and the server."""
 
     def chat(body: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def answered(message: dict[str, Any], **settings: Any) -> tuple[Response, Provid
 
         async def act() -> Response:
             async with policy.connected():
-                return await policy.act(STATE, WORLD.make(WORLD.tasks("train")[0]))
+                return await policy.act(state, WORLD.make(WORLD.tasks("train")[0]))
 
         return asyncio.run(act()), provider
 
@@ -49,6 +54,37 @@ def test_the_conversation_is_asked_and_the_text_is_the_answer() -> None:
 def test_tool_calls_are_a_part_of_the_message() -> None:
     response, _ = answered({"content": None, "tool_calls": [CALL]})
     assert response.message == Message("assistant", "", tool_calls=(ToolCall("run", '{"command": "ls"}'),))
+
+
+def test_the_tools_of_the_scaffold_are_offered_and_a_call_that_is_text_is_a_call() -> None:
+    scaffold = ToolScaffold()
+    response, provider = answered({"content": f"I look.\n{TAGGED}"}, scaffold=scaffold)
+    assert response.message == Message("assistant", "I look.", tool_calls=(LS,))
+    assert provider.requests[0][1]["tools"] == list(scaffold.tools)
+    response, provider = answered({"content": "```bash\nls\n```"}, scaffold=BashScaffold())
+    assert response.message == Message("assistant", "```bash\nls\n```")
+    assert "tools" not in provider.requests[0][1]
+
+
+def test_calls_of_the_student_are_shown_as_calls_and_what_they_brought_as_their_answers() -> None:
+    said = [Message("assistant", f"I look.\n{written(LS)}"), Message("tool", "a.py")]
+    said += [Message("assistant", "I am done."), Message("user", "There is no tool call.")]
+    said += [Message("assistant", "", tool_calls=(LS, LS)), Message("user", "There are 2 calls.")]
+    state = State((*STATE.messages, *said), (), STATE.key)
+    _, provider = answered({"content": "", "tool_calls": [CALL]}, state, scaffold=ToolScaffold())
+    function = {"name": "execute_bash", "arguments": '{"command": "ls"}'}
+    assert provider.requests[0][1]["messages"][2:] == [
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [{"id": "call_2_0", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "a.py", "tool_call_id": "call_2_0"},
+        {"role": "assistant", "content": "I am done."},
+        {"role": "user", "content": "There is no tool call."},
+        {"role": "assistant", "content": f"{written(LS)}\n{written(LS)}"},
+        {"role": "user", "content": "There are 2 calls."},
+    ]
 
 
 @pytest.mark.parametrize(("keep", "reasoning"), [(False, ""), (True, "hm")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,11 +35,15 @@ TEST_IDS = [*TOKENIZER.encode("test"), CHAT.end_id]
 FAULTY = ("--fault-rate", "0.2", "--reply-ids", *map(str, TEST_IDS))
 
 
+UNLOADED: Any = SimpleNamespace(lora_rank=None)
+"""The server is there, and gets no weights."""
+
+
 def runner(student: str | list[str], teacher: str, folder: Path) -> Runner:
     """Return a runner whose policies are both served, with little patience."""
     patience: dict[str, Any] = {"timeout_s": 1.0, "first_pause_s": 0.05, "max_attempts": 12}
     engine = VllmEngine(
-        student=None,  # pyright: ignore[reportArgumentType] - the server is there, and gets no weights
+        student=UNLOADED,
         end_id=CHAT.end_id,
         folder=folder,
         server=VllmServer(),

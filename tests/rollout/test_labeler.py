@@ -69,9 +69,7 @@ def test_labels_are_the_teachers_and_its_own_turns_cost_no_second_query(error_ra
     assert [answer for _, answer in teacher.answers] == [turn.label_text for turn in turns]
     assert len({key for key, _ in teacher.answers}) == len(turns)
     for turn in turns:
-        written = CHAT.response_ids(
-            Message("assistant", turn.label_text or ""), CHAT.open([Message("user", "test")]), []
-        )
+        written = CHAT.response_ids(Message("assistant", turn.label_text or ""), CHAT.open([Message("user", "test")]))
         assert turn.label_ids == written
         if turn.actor is Actor.TEACHER:
             assert (turn.label_text, turn.label_ids) == (turn.response_text, turn.response_ids)

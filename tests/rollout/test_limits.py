@@ -23,9 +23,9 @@ from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
-from dagger_exp.rollout.observations import cut_middle
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
+from dagger_exp.scaffolds.observations import cut_middle
 from dagger_exp.store.store import Store
 from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage

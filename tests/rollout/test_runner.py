@@ -34,7 +34,7 @@ ROOM = 8
 
 def written(content: str) -> list[int]:
     """Return a text as the student would write it."""
-    return CHAT.response_ids(Message("assistant", content), CHAT.open([Message("user", "test")]), [])
+    return CHAT.response_ids(Message("assistant", content), CHAT.open([Message("user", "test")]))
 
 
 class Reciting(ScriptedEngine):

@@ -83,7 +83,7 @@ def weights_of(seed: int) -> torch.Tensor:
 @settings(max_examples=50, deadline=None)
 def test_words_round_trip_with_one_token_each(words: list[str]) -> None:
     message = Message("assistant", " ".join(words))
-    ids = Chat(WORDS).response_ids(message, Chat(WORDS).open([Message("user", "test")]), [])
+    ids = Chat(WORDS).response_ids(message, Chat(WORDS).open([Message("user", "test")]))
     assert len(ids) == len(words) + 1
     assert Chat(WORDS).parse(ids) == message
 

@@ -1,0 +1,125 @@
+"""Sandboxes of this machine's own programs, by bubblewrap: no root, no daemon, no image, and nothing on the disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+
+from dagger_exp.errors import ConfigError, SandboxError
+from dagger_exp.protocols import SandboxSpec
+from dagger_exp.sandboxes.limits import Limits
+from dagger_exp.sandboxes.pool import Pool
+from dagger_exp.sandboxes.process import start_process
+from dagger_exp.sandboxes.session import Session, init_command
+
+SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/mime.types")
+OWN_FILES = ("passwd", "group", "hosts")
+"""Of `/etc`, with a user for the commands."""
+UIDS = (1 << 30, 1 << 31)
+"""Where a run of root takes the users of its sandboxes from: no account of a machine is there."""
+SHARED_MIB = 64
+"""Of `/dev/shm`, as containers have it."""
+SEAL = "--dir /work --dir /tmp --remount-ro /dev --remount-ro /".split()
+OWN_COUNT = (5, 14)
+"""Since this kernel a user's processes are counted by user namespace."""
+
+
+class BubblewrapSandboxes(Pool):
+    """Sandboxes that see the programs of this machine, read only, and nothing else of it.
+
+    `python3` is the interpreter that runs this, without its packages. All that commands write is in memory, and gone
+    with the sandbox.
+
+    Args:
+        run_id: of the run that they belong to.
+        limits: of each sandbox.
+        max_live: at the same time, those included that are started ahead.
+        num_ready: started ahead, of the spec that was asked for last.
+    """
+
+    def __init__(self, *, run_id: str, limits: Limits, max_live: int = 16, num_ready: int = 2) -> None:
+        super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
+
+    def check(self) -> None:
+        """Look whether bubblewrap is there and may do its work; raises `ConfigError`."""
+        if shutil.which("bwrap") is None:
+            raise ConfigError("sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).")
+        command = [*_namespaces(), *_system(), "--", "python3", "-c", ""]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if tried.returncode:
+            said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
+            raise ConfigError(
+                f"sandbox=bubblewrap cannot start a sandbox here ({said}): let plain users make user namespaces "
+                "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take sandbox=docker."
+            )
+
+    async def start(self, spec: SandboxSpec) -> Session:
+        """Start one; raises `SandboxError`."""
+        if spec.image is not None:
+            raise SandboxError(f"bubblewrap has no images, and the env asks for {spec.image}: take sandbox=docker.")
+        mounts = [word for source, path in spec.mounts for word in _bound(source, path)]
+        uid = UIDS[0] + secrets.randbelow(UIDS[1] - UIDS[0]) if os.getuid() == 0 else None
+        init = init_command(
+            self.limits,
+            environment=dict(spec.environment),
+            tmpfs=self._tmpfs(owner=uid or 0),
+            uid=uid,
+            maps_user=True,
+            counts_processes=uid is not None or _kernel() >= OWN_COUNT,
+        )
+        return await start_process([*_namespaces(), *_system(), *mounts, *SEAL, "--", *init])
+
+    def _tmpfs(self, owner: int) -> dict[str, str]:
+        size = f"size={self.limits.disk_mib}m,nr_inodes={self.limits.num_inodes}"
+        shared = f"size={SHARED_MIB}m,nr_inodes={self.limits.num_inodes},mode=1777"
+        return {"/work": f"{size},mode=755,uid={owner},gid={owner}", "/tmp": f"{size},mode=1777", "/dev/shm": shared}  # noqa: S108 - inside
+
+
+def _namespaces() -> list[str]:
+    """Return how bwrap isolates: a root keeps its user, so that it can give each sandbox another one.
+
+    No `--die-with-parent`: a bwrap that is killed while it starts leaves a child that waits for ever. Process 1 ends
+    where its stdin does, and this machine's kernel closes that, whatever becomes of us.
+    """
+    shared = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --as-pid-1 "
+    shared += "--hostname sandbox --clearenv --cap-drop ALL --cap-add CAP_SYS_ADMIN"
+    as_root = "--cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_KILL"
+    as_user = "--unshare-user --uid 0 --gid 0 --cap-add CAP_SETFCAP"  # without the last, a root maps no further user
+    return ["bwrap", *shared.split(), *(as_root if os.getuid() == 0 else as_user).split()]
+
+
+def _system() -> list[str]:
+    """Return what bwrap shows of this machine, all of it read only."""
+    folders = [word for folder in SYSTEM_FOLDERS for word in _shown(Path(folder))]
+    etc = [word for path in SYSTEM_FILES for word in ("--ro-bind-try", path, path)]
+    own = files("dagger_exp.sandboxes").joinpath("etc")
+    etc += [word for name in OWN_FILES for word in ("--ro-bind", str(own.joinpath(name)), f"/etc/{name}")]
+    python = [] if sys.base_prefix.startswith("/usr") else _bound(sys.base_prefix, sys.base_prefix)
+    path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+    variables = {"PATH": path, "HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}  # noqa: S108 - inside
+    environment = [word for item in variables.items() for word in ("--setenv", *item)]
+    etc = ["--perms", "0755", "--dir", "/etc", *etc]
+    return ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/usr", "/usr", *folders, *etc, *python, *environment]
+
+
+def _shown(folder: Path) -> list[str]:
+    if folder.is_symlink():
+        return ["--symlink", os.readlink(folder), str(folder)]
+    return ["--ro-bind-try", str(folder), str(folder)]
+
+
+def _bound(source: str, path: str) -> list[str]:
+    """Return a read-only mount; bwrap would make the folders above it for its own user alone."""
+    parents = [str(parent) for parent in reversed(PurePosixPath(path).parents)][1:]
+    return [word for parent in parents for word in ("--perms", "0755", "--dir", parent)] + ["--ro-bind", source, path]
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))

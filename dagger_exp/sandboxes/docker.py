@@ -1,0 +1,111 @@
+"""Sandboxes that are containers of a Docker daemon, or of podman's socket, which serves the same interface."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from dagger_exp.errors import ConfigError, SandboxError
+from dagger_exp.protocols import SandboxSpec
+from dagger_exp.sandboxes import owner
+from dagger_exp.sandboxes.container import Container, connect, find_image, remove
+from dagger_exp.sandboxes.limits import Limits
+from dagger_exp.sandboxes.pool import Pool
+from dagger_exp.sandboxes.session import Session, init_command
+
+RUN_LABEL, OWNER_LABEL = "dagger-exp.run", "dagger-exp.owner"
+SHARED_MIB = 64
+
+
+class DockerSandboxes(Pool):
+    """Containers without network and capabilities; the image needs `python3` and `sh`.
+
+    A container carries the run as a label and the episode in its name. It ends when the process that started it does,
+    and removes itself.
+
+    Args:
+        run_id: of the run that they belong to.
+        limits: of each sandbox.
+        max_live: at the same time, those included that are started ahead.
+        num_ready: started ahead, of the spec that was asked for last.
+        image: where the env names none.
+        read_only: whether the image's own files cannot be written. Where they can, what is written there counts to no
+            limit but the size of one file.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        limits: Limits,
+        max_live: int = 16,
+        num_ready: int = 2,
+        image: str | None = None,
+        read_only: bool = True,
+    ) -> None:
+        super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
+        self.image = image
+        self.read_only = read_only
+
+    def check(self) -> None:
+        """Look whether a daemon answers and has the image; raises `ConfigError`."""
+        try:
+            with connect() as client:
+                if self.image is not None:
+                    find_image(client, self.image)
+        except SandboxError as error:
+            raise ConfigError(str(error)) from error
+
+    async def start(self, spec: SandboxSpec) -> Session:
+        """Start one; raises `SandboxError`."""
+        # Not cancelled half way: a container of which nobody knows yet could not be removed.
+        starting = asyncio.create_task(self._start(spec))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with suppress(SandboxError):
+                await (await starting).close()
+            raise
+
+    async def _start(self, spec: SandboxSpec) -> Session:
+        image = spec.image or self.image
+        if image is None:
+            raise SandboxError("sandbox=docker has no image: give sandbox.image=NAME, as the env names none.")
+        container = await asyncio.to_thread(Container.start, image, self._options(spec))
+        session = await container.session()
+        await session.start()
+        return session
+
+    async def sweep(self) -> None:
+        """Remove the containers of runs of this machine that are no more."""
+        await asyncio.to_thread(_sweep)
+
+    def _options(self, spec: SandboxSpec) -> dict[str, Any]:
+        limits = self.limits
+        disk = f"size={limits.disk_mib}m,nr_inodes={limits.num_inodes},mode=1777,exec"
+        return {
+            "entrypoint": [],
+            "command": init_command(limits, environment=dict(spec.environment)),
+            "stdin_open": True,
+            "auto_remove": True,
+            "network_mode": "none",
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "read_only": self.read_only,
+            "tmpfs": {"/work": disk, "/tmp": disk},  # noqa: S108 - inside
+            "shm_size": f"{SHARED_MIB}m",
+            "volumes": {source: {"bind": path, "mode": "ro"} for source, path in spec.mounts},
+            "mem_limit": f"{limits.memory_mib}m",
+            "memswap_limit": f"{limits.memory_mib}m",
+            "pids_limit": limits.max_processes + 1,
+            "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"},  # noqa: S108
+            "labels": {RUN_LABEL: self.run_id, OWNER_LABEL: owner.this()},
+        }
+
+
+def _sweep() -> None:
+    with connect() as client:
+        for container in client.containers.list(all=True, filters={"label": OWNER_LABEL}):
+            if owner.is_gone(container.labels[OWNER_LABEL]):
+                remove(container)

@@ -1,0 +1,52 @@
+"""A sandbox that is a child process of this one: its streams are the pipes of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dagger_exp.errors import SandboxError
+from dagger_exp.sandboxes.session import Session
+
+MAX_WORDS_BYTES = 2000
+MAX_FRAME_BYTES = 1 << 20
+"""Read ahead of what is asked for."""
+
+
+async def start_process(command: Sequence[str]) -> Session:
+    """Start a command whose stdin and stdout are those of process 1 of a sandbox; raises `SandboxError`."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            shutil.which(command[0]) or command[0],
+            *command[1:],
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath)},  # and no secret
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is ours to hear; and a group that ends as one
+            limit=MAX_FRAME_BYTES,
+        )
+    except OSError as error:
+        raise SandboxError(f"{command[0]} cannot be started: {error.strerror}.") from error
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    stderr = process.stderr
+
+    async def end() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # one that was alone could leave the others behind, half started
+        await process.wait()
+
+    async def last_words() -> str:
+        said = (await stderr.read(MAX_WORDS_BYTES)).decode(errors="replace").strip().splitlines()
+        return said[-1].rstrip(".") if said else ""
+
+    session = Session(process.stdout, process.stdin, end=end, last_words=last_words)
+    await session.start()
+    return session

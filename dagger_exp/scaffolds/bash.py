@@ -1,0 +1,83 @@
+"""A turn is one fenced block of bash, as plain text: any model can write it, and no chat template has to know it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dagger_exp.errors import MalformedAction
+from dagger_exp.protocols import Sandbox
+from dagger_exp.scaffolds.calls import after_thought
+from dagger_exp.scaffolds.commands import Commands
+from dagger_exp.types import Message, StepResult, ToolCall
+
+SUBMIT = "submit"
+BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE)
+OPENED = re.compile(r"^`{3,}bash[ \t]*$", re.MULTILINE)
+FORM = "Answer with exactly one block of this form:\n\n```bash\nls\n```"
+INSTRUCTIONS = f"""You work in a Linux shell, in the folder /work. {FORM}
+
+It is run as a script, and you are shown its output and its exit code. Every block is run in a new shell: variables \
+and the current folder are forgotten, files stay. When the task is done, submit it:
+
+```bash
+{SUBMIT}
+```"""
+
+
+class BashScaffold:
+    """Runs the one block of bash of a message; a block that is the word `submit` says that the task is done.
+
+    Args:
+        timeout_s: that a command may take.
+        max_output_chars: kept of a command's output, half from each end.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    instructions = INSTRUCTIONS
+
+    def __init__(self, *, timeout_s: float = 60.0, max_output_chars: int = 16_000) -> None:
+        self.commands = Commands(timeout_s=timeout_s, max_output_chars=max_output_chars, role="user")
+
+    def read(self, message: Message) -> ToolCall:
+        """Return the block of a message; raises `MalformedAction` where it has none, several, or an empty one."""
+        text = after_thought(message.content)
+        blocks = [found["text"] for found in BLOCK.finditer(text) if found["kind"].strip() == "bash"]
+        if message.tool_calls:
+            raise MalformedAction(f"There are no tools here. {FORM}")
+        if len(blocks) > 1:
+            raise MalformedAction(f"There are {len(blocks)} blocks, and none was run. {FORM}")
+        if not blocks:
+            is_open = OPENED.search(BLOCK.sub("", text))
+            raise MalformedAction(f"{'The block is not closed' if is_open else 'There is no block of bash'}. {FORM}")
+        if not blocks[0].strip():
+            raise MalformedAction(f"The block is empty. {FORM}")
+        return ToolCall("bash", json.dumps({"command": blocks[0].removesuffix("\n")}, ensure_ascii=False))
+
+    def write(self, call: ToolCall) -> Message:
+        """Return the message with the block of a call, fenced by more backticks where the command has some itself."""
+        command = _command(call)
+        longest = max(map(len, re.findall(r"`{3,}", command)), default=2)
+        fence = "`" * (longest + 1)
+        return Message("assistant", f"{fence}bash\n{command}\n{fence}")
+
+    def normalized(self, message: Message) -> Message:
+        """Return the message as it is: every model writes a block in the same way."""
+        return message
+
+    async def run(self, call: ToolCall, sandbox: Sandbox) -> StepResult:
+        """Run a block; raises `SandboxError`."""
+        return await self.commands.run(_command(call), sandbox)
+
+    def is_submit(self, call: ToolCall) -> bool:
+        """Return whether the block is the word `submit`."""
+        return _command(call).strip() == SUBMIT
+
+
+def _command(call: ToolCall) -> str:
+    return json.loads(call.arguments)["command"]

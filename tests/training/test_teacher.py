@@ -1,0 +1,51 @@
+"""A teacher in this process: it is shown the tools of the scaffold, in its own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from dagger_exp.errors import ConfigError
+from dagger_exp.scaffolds.bash import BashScaffold
+from dagger_exp.scaffolds.tools import ToolScaffold
+from dagger_exp.training.student import from_scratch
+from dagger_exp.training.teacher import from_model
+from dagger_exp.types import Message
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a model folder whose chat template shows tools."""
+    student = from_scratch(
+        vocabulary=[],
+        tokenizer="bytes",
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        max_context_tokens=64,
+        seed=0,
+    )
+    path = tmp_path_factory.mktemp("model")
+    student.save(path)
+    return path
+
+
+def test_the_tools_of_the_scaffold_stand_in_its_prompt(folder: Path) -> None:
+    def prompt(scaffold: BashScaffold | ToolScaffold) -> str:
+        teacher = from_model(path=str(folder), max_context_tokens=64, max_new_tokens=8, scaffold=scaffold)
+        assert teacher.scaffold is scaffold
+        return teacher.chat.tokenizer.decode(teacher.chat.open([Message("user", "go")]).prompt_ids)
+
+    assert '"name": "execute_bash"' in prompt(ToolScaffold())
+    assert "execute_bash" not in prompt(BashScaffold())
+
+
+def test_a_template_that_shows_no_tools_is_refused(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + '<|end|>' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"a teacher in this process, shows no tools.*scaffold=bash"):
+        from_model(path=str(folder), max_context_tokens=64, max_new_tokens=8, scaffold=ToolScaffold())
