@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.config import per_round
@@ -39,16 +38,15 @@ from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.store.store import Store
 from dagger_exp.training.checkpoints import LastCheckpoint, WholeCheckpointIO
 from dagger_exp.training.csv_logger import CsvLogger
+from dagger_exp.training.loggers import begin_wandb
 from dagger_exp.training.module import StudentModule
-from dagger_exp.training.record import RunRecord, define_axes
+from dagger_exp.training.record import RunRecord
 from dagger_exp.training.rounds import Progress, RoundCallback
 from dagger_exp.training.student import Student
 from dagger_exp.training.teacher import check_vocabularies
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Below the run folder."""
-FINISH_TIMEOUT_S = "300"
-"""How long a run waits at its end for a W&B server that is away, where the environment says nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,6 @@ def build_training(
     )
     loggers = build_loggers(cfg, run.folder, run_id, sweep, overrides)
     checkpoint = LastCheckpoint(run.folder / CHECKPOINT, every_n_steps=cfg.callbacks.checkpoint_steps)
-    tasks = cfg.rounds.tasks
     rounds = RoundCallback(
         collector=run.collector,
         evaluator=run.evaluator,
@@ -184,11 +181,10 @@ def build_training(
         progress=progress,
         num_rounds=cfg.rounds.num_rounds,
         num_labels=per_round(cfg, "labels"),
-        num_episodes=None if tasks is None else tasks * cfg.rollout.episodes_per_task,
+        num_episodes=cfg.rounds.tasks and cfg.rounds.tasks * cfg.rollout.episodes_per_task,
         stop_at_success=cfg.evaluation.stop_at_success,
     )
-    trainer = build_trainer(cfg, run.folder, [rounds, checkpoint], loggers)
-    return trainer, module, build_data(cfg, run), rounds
+    return build_trainer(cfg, run.folder, [rounds, checkpoint], loggers), module, build_data(cfg, run), rounds
 
 
 def build_data(cfg: DictConfig, run: Run) -> RoundDataModule:
@@ -241,48 +237,19 @@ def build_loggers(
     cfg: DictConfig, folder: Path, run_id: str, sweep: str | None, overrides: Sequence[str]
 ) -> list[Logger]:
     """Return `metrics.csv`, and W&B where it is chosen."""
-    loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
-    if cfg.logger.get("_target_"):
-        import wandb
-
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)
-        mode = "offline" if cfg.logger.get("offline") else "online"
-        settings = wandb.Settings(silent=True, console="off", mode=mode)
-        wandb.setup(settings)  # those of a run come too late for what is said before it begins
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-        logger = make(
-            cfg.logger,
-            id=run_id,
-            name=folder.name,
-            group=cfg.logger.group or sweep,
-            job_type="train",
-            save_dir=str(folder),
-            resume="allow",  # all of these again after a restart: an offline run knows nothing of the one before
-            config={**config, "overrides": typed},
-            settings=settings,
-        )
-        if isinstance(logger, WandbLogger):
-            define_axes(_begun(logger))
-        loggers.append(logger)
-    return loggers
-
-
-def _begun(logger: WandbLogger) -> Any:
-    """Begin the W&B run of a logger, and return it.
-
-    Raises:
-        ConfigError: W&B cannot be reached or does not let us in.
-    """
-    import wandb
-
-    try:
-        return logger.experiment
-    except wandb.Error as error:
-        said = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"logger=wandb cannot begin a run on W&B ({said}): log in with `wandb login`, or give logger=wandb_offline."
-        ) from error
+    table = CsvLogger(folder / "metrics.csv")
+    if not cfg.logger.get("_target_"):
+        return [table]
+    wandb = begin_wandb(
+        partial(make, cfg.logger),
+        folder=folder,
+        run_id=run_id,
+        group=cfg.logger.group or sweep,
+        offline=cfg.logger.get("offline", False),
+        config=OmegaConf.to_container(cfg, resolve=True),
+        overrides=overrides,
+    )
+    return [table, wandb]
 
 
 def num_steps(cfg: DictConfig, demonstrations: Demonstrations | None = None) -> int:

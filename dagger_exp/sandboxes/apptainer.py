@@ -6,6 +6,7 @@ others. It was never run against the real program.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,10 @@ class ApptainerSandboxes(Pool):
 
     def check(self) -> None:
         """Look whether apptainer and the image are there; raises `ConfigError`."""
+        if os.getuid() == 0:
+            raise ConfigError(
+                "sandbox=apptainer is for plain users, since a root inside is one outside too; see docker."
+            )
         if shutil.which("apptainer") is None:
             raise ConfigError("sandbox=apptainer needs apptainer: load its module, or install the package apptainer.")
         if self.image is not None and not Path(self.image).exists():

@@ -57,7 +57,7 @@ class BubblewrapSandboxes(Pool):
             said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
             raise ConfigError(
                 f"sandbox=bubblewrap cannot start a sandbox here ({said}): let plain users make user namespaces "
-                "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take sandbox=docker."
+                "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take docker."
             )
 
     async def start(self, spec: SandboxSpec) -> Session:
@@ -111,7 +111,7 @@ def _system() -> list[str]:
 
 def _shown(folder: Path) -> list[str]:
     if folder.is_symlink():
-        return ["--symlink", os.readlink(folder), str(folder)]
+        return ["--symlink", str(folder.readlink()), str(folder)]
     return ["--ro-bind-try", str(folder), str(folder)]
 
 

@@ -48,12 +48,13 @@ def connect() -> Iterator[DockerClient]:
         client.close()
 
 
-def find_image(client: DockerClient, image: str) -> None:
-    """Look whether the daemon has an image; raises `SandboxError`."""
+@contextmanager
+def found(image: str) -> Iterator[None]:
+    """Say what to do where the daemon has no such image; raises `SandboxError`."""
     from docker.errors import ImageNotFound
 
     try:
-        client.images.get(image)
+        yield
     except ImageNotFound as error:
         raise SandboxError(
             f"there is no image {image}: docker pull {image}, or make one that has python3 and sh."
@@ -89,8 +90,9 @@ class Container:
     def start(cls, image: str, options: dict[str, Any]) -> Container:
         """Start one that ends as soon as nobody is at the other end of its stdin; raises `SandboxError`."""
         with connect() as client:
-            find_image(client, image)
-            handle = client.containers.create(image, **options)
+            with found(image):
+                handle = client.containers.create(image, **options)
+            assert handle.id
             try:
                 stream = _attach(client, handle.id)
                 handle.start()

@@ -9,13 +9,14 @@ from typing import Any
 from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes import owner
-from dagger_exp.sandboxes.container import Container, connect, find_image, remove
+from dagger_exp.sandboxes.container import Container, connect, found, remove
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.session import Session, init_command
 
 RUN_LABEL, OWNER_LABEL = "dagger-exp.run", "dagger-exp.owner"
 SHARED_MIB = 64
+"""Of `/dev/shm`, and of the memory disk that the daemon makes of `/dev`."""
 
 
 class DockerSandboxes(Pool):
@@ -53,7 +54,8 @@ class DockerSandboxes(Pool):
         try:
             with connect() as client:
                 if self.image is not None:
-                    find_image(client, self.image)
+                    with found(self.image):
+                        client.images.get(self.image)
         except SandboxError as error:
             raise ConfigError(str(error)) from error
 
@@ -83,6 +85,8 @@ class DockerSandboxes(Pool):
 
     def _options(self, spec: SandboxSpec) -> dict[str, Any]:
         limits = self.limits
+        # What lies on a memory disk counts too, and commands that fill it must not leave process 1 without memory.
+        memory = f"{limits.memory_mib + 2 * limits.disk_mib + 2 * SHARED_MIB}m"
         disk = f"size={limits.disk_mib}m,nr_inodes={limits.num_inodes},mode=1777,exec"
         return {
             "entrypoint": [],
@@ -96,8 +100,8 @@ class DockerSandboxes(Pool):
             "tmpfs": {"/work": disk, "/tmp": disk},  # noqa: S108 - inside
             "shm_size": f"{SHARED_MIB}m",
             "volumes": {source: {"bind": path, "mode": "ro"} for source, path in spec.mounts},
-            "mem_limit": f"{limits.memory_mib}m",
-            "memswap_limit": f"{limits.memory_mib}m",
+            "mem_limit": memory,
+            "memswap_limit": memory,
             "pids_limit": limits.max_processes + 1,
             "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"},  # noqa: S108
             "labels": {RUN_LABEL: self.run_id, OWNER_LABEL: owner.this()},

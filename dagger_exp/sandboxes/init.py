@@ -11,6 +11,7 @@ its own. It touches no file of theirs: a child does, with their rights.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -23,6 +24,10 @@ import sys
 import time
 from contextlib import suppress
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 POLL_S = 0.03
 FILES_TIMEOUT_S = 60.0
 CHUNK = MIB = 1 << 20
@@ -31,30 +36,16 @@ WORK = "/work"
 LENGTHS = struct.Struct(">II")
 USER_ID = 1000
 """Of the commands, as they see it, where the sandbox can choose it."""
-EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 SIGKILL_CODE = 128 + signal.SIGKILL
 RESIDENT = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
+F_SETPIPE_SZ = 1031
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 CLONE_NEWUSER = 0x10000000
-ALL_NAMESPACES = 0x7E020000
 MOUNT_FLAGS = 2 | 4  # nosuid, nodev
 KEPT_CAPABILITIES = sum(1 << number for number in (5, 6, 7, 31))  # to run commands as another user, and to end them
 CAPABILITY_VERSION = 0x20080522
-
-MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-"""Name in audit, and column of the numbers below."""
-CALLS = {
-    **{"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "prlimit64": (302, 261)},
-    **{"unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "io_uring_setup": (425, 425)},
-    **{"memfd_create": (319, 279), "memfd_secret": (447, 447), "perf_event_open": (298, 241)},
-    **{"shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "userfaultfd": (323, 282)},
-    **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
-}
-EXAMINED = ("clone", "clone3", "socket", "prlimit64")
-"""The other calls are refused: they reach past the namespaces, or hold memory that is no process's."""
-FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink; others, as vsock, know no network namespace
 
 
 class Kept:
@@ -104,7 +95,7 @@ def main() -> None:
 
 def checked(result: int, name: str) -> None:
     if result != 0:
-        sys.exit("%s: %s" % (name, os.strerror(ctypes.get_errno())))
+        sys.exit(f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
 def drop_capabilities() -> None:
@@ -146,7 +137,7 @@ def send(header: dict, body: bytes) -> None:
     write_all(1, LENGTHS.pack(len(text), len(body)) + text + body)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -165,7 +156,7 @@ def answer(settings: dict, header: dict, body: bytes, waker: int) -> tuple[dict,
     return ({"error": text.decode(errors="replace") or "no answer"}, b"") if code else ({}, text)
 
 
-def run(settings: dict, action, timeout_s: float, kept: Kept, waker: int) -> int | None:  # noqa: ANN001
+def run(settings: dict, action: Callable[[], None], timeout_s: float, kept: Kept, waker: int) -> int | None:
     """Run `action` in a child, then end all; return its exit code, None after `timeout_s`."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -174,9 +165,7 @@ def run(settings: dict, action, timeout_s: float, kept: Kept, waker: int) -> int
     os.close(write_end)
     os.set_blocking(read_end, False)
     with suppress(OSError):
-        import fcntl
-
-        fcntl.fcntl(read_end, 1031, CHUNK)  # F_SETPIPE_SZ
+        fcntl.fcntl(read_end, F_SETPIPE_SZ, CHUNK)
     code = supervise(child, read_end, waker, timeout_s, kept, settings)
     end_all()
     while drain(read_end, kept):
@@ -238,9 +227,9 @@ def exit_code(status: int) -> int:
 def excess(settings: dict) -> bytes:
     """Return what is said where all processes together are too many or hold too much; else nothing."""
     num_kib = num_processes = 0
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - what needs no import starts sooner
         if name.isdigit() and name != "1":
-            with suppress(OSError), open("/proc/%s/status" % name, "rb") as file:  # noqa: PTH123
+            with suppress(OSError), open(f"/proc/{name}/status", "rb") as file:  # noqa: PTH123
                 num_kib += sum(map(int, RESIDENT.findall(file.read())))
                 num_processes += 1
     if num_kib > settings["memory_mib"] * 1024:
@@ -257,23 +246,23 @@ def end_all() -> None:
             os.kill(-1, signal.SIGKILL)
         except ProcessLookupError:
             return
-        with suppress(ChildProcessError):
-            os.waitpid(-1, 0)
+        reap(0)
+        time.sleep(0.001)
 
 
-def act_as_command(settings: dict, action, output: int) -> None:  # noqa: ANN001
+def act_as_command(settings: dict, action: Callable[[], None], output: int) -> None:
     """Become a command in every respect, and act; never returns."""
     try:
         os.setsid()
         detach(output)
         become_user(settings)
         limit(settings)
-        refuse_calls()
+        refuse_calls(bytes.fromhex(settings["call_filter"]))
         action()
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - nothing of a child may go on as process 1 does
         with suppress(OSError):
-            write_all(2, ("%s\n" % error).encode(errors="replace"))
+            write_all(2, f"{error}\n".encode(errors="replace"))
     finally:
         os._exit(126)
 
@@ -302,11 +291,11 @@ def become_user(settings: dict) -> None:
         checked(LIBC.unshare(CLONE_NEWUSER), "unshare")
         put("/proc/self/setgroups", "deny")
         for name, outer in maps:
-            put("/proc/self/" + name, "%d %d 1" % (USER_ID, outer))
+            put("/proc/self/" + name, f"{USER_ID} {outer} 1")
 
 
 def put(path: str, text: str) -> None:
-    with open(path, "w") as file:  # noqa: PTH123, PLW1514
+    with open(path, "w") as file:  # noqa: PTH123
         file.write(text)
 
 
@@ -322,38 +311,16 @@ def limit(settings: dict) -> None:
         wanted[resource.RLIMIT_NPROC] = settings["max_processes"]
     for kind, most in wanted.items():
         hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (value, value))
 
 
-def refuse_calls() -> None:
-    """Install the filter of system calls, which holds for all that comes after."""
-    program = call_filter(*MACHINES[os.uname().machine])
+def refuse_calls(program: bytes) -> None:
+    """Install a filter of system calls, which holds for all that comes after."""
     buffer = ctypes.create_string_buffer(program, len(program))
     pointer = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     checked(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     checked(LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.c_char_p(pointer), 0, 0), "seccomp")
-
-
-def call_filter(machine: int, column: int) -> bytes:
-    """Return a BPF program: per system call a test, and a verdict after it."""
-    load, equal, at_least, any_bit, verdict, allow = 0x20, 0x15, 0x35, 0x45, 0x06, (0x06, 0, 0, 0x7FFF0000)
-    number = {name: numbers[column] for name, numbers in CALLS.items()}
-
-    def refused(error: int) -> tuple[int, int, int, int]:
-        return verdict, 0, 0, 0x00050000 | error
-
-    lines = [(load, 0, 0, 4), (equal, 1, 0, machine), refused(ENOSYS), (load, 0, 0, 0)]
-    lines += [(at_least, 0, 1, 0x40000000), refused(ENOSYS)]  # a second set of numbers for the same calls
-    lines += [(equal, 0, 1, number["clone3"]), refused(ENOSYS)]  # its flags are out of sight; libc falls back to clone
-    for name in sorted(number.keys() - EXAMINED):
-        lines += [(equal, 0, 1, number[name]), refused(EPERM)]
-    lines += [(equal, 0, 4, number["clone"]), (load, 0, 0, 16), (any_bit, 0, 1, ALL_NAMESPACES), refused(EPERM), allow]
-    lines += [(equal, 0, 4, number["prlimit64"]), (load, 0, 0, 16), (equal, 0, 1, 1), refused(EPERM), allow]
-    lines += [(equal, 0, 2 + len(FAMILIES), number["socket"]), (load, 0, 0, 16)]
-    lines += [(equal, len(FAMILIES) - index, 0, family) for index, family in enumerate(FAMILIES)]
-    lines += [refused(EAFNOSUPPORT), allow]
-    return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
 def execute(script: bytes, environment: dict[str, str]) -> None:
@@ -366,13 +333,13 @@ def read_file(path: str) -> None:
     folder, name = open_folder(path, makes=False)
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise OSError("%s is no regular file" % path)
+        raise OSError(f"{path} is no regular file")
     data = bytearray()
     chunk = os.read(descriptor, CHUNK)
     while chunk:
         data += chunk
         if len(data) > MAX_READ_BYTES:
-            raise OSError("%s has more than %d MiB" % (path, MAX_READ_BYTES // MIB))
+            raise OSError(f"{path} has more than {MAX_READ_BYTES // MIB} MiB")
         chunk = os.read(descriptor, CHUNK)
     write_all(1, data)
 
@@ -380,7 +347,7 @@ def read_file(path: str) -> None:
 def write_files(header: dict, body: bytes) -> None:
     for path, size in header["sizes"].items():
         if ".." in path.split("/") or not os.path.join(WORK, path).startswith(WORK + "/"):  # noqa: PTH118
-            raise OSError("%s is not below %s" % (path, WORK))
+            raise OSError(f"{path} is not below {WORK}")
         folder, name = open_folder(path, makes=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(name, flags, 0o644, dir_fd=folder)

@@ -54,7 +54,7 @@ class Pool(ABC):
     async def start(self, spec: SandboxSpec) -> Session:
         """Start one; raises `SandboxError`, and leaves nothing behind where it does not come up."""
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> None:  # noqa: B027 - most kinds leave nothing
         """Remove what runs have left behind that were killed."""
 
     @asynccontextmanager

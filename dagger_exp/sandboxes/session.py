@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from dagger_exp.errors import SandboxError
 from dagger_exp.protocols import Execution
+from dagger_exp.sandboxes.calls import call_filter
 from dagger_exp.sandboxes.limits import Limits
 
 LENGTHS = struct.Struct(">II")
@@ -42,6 +43,7 @@ def init_command(
     """
     settings = {
         **asdict(limits),
+        "call_filter": call_filter().hex(),
         "environment": dict(environment),
         "tmpfs": dict(tmpfs or {}),
         "uid": uid,

@@ -56,11 +56,11 @@ async def play(world: PypiBugs, scaffold: Scaffold, agent: Agent, task: Task) ->
     env, begin = world.make(task), time.monotonic()
     try:
         await env.reset()
-        for turn in range(world.max_turns):
-            result = await env.step(agent(env, scaffold, turn))
-            if result.stop_reason is not None:
-                break
-        return result.stop_reason is StopReason.SOLVED, time.monotonic() - begin
+        reason, turn = None, 0
+        while reason is None and turn < world.max_turns:
+            reason = (await env.step(agent(env, scaffold, turn))).stop_reason
+            turn += 1
+        return reason is StopReason.SOLVED, time.monotonic() - begin
     finally:
         await env.close()
 

@@ -19,11 +19,12 @@ from dagger_exp.sandboxes.pool import Pool
 
 SMALL = Limits(memory_mib=128, max_processes=48, cpu_s=20, file_mib=16, disk_mib=32, max_output_bytes=20_000)
 STAND_IN = Path(__file__).with_name("apptainer_stand_in")
-KINDS = [
+HARDENED = [
     pytest.param("bubblewrap", marks=pytest.mark.bubblewrap),
-    pytest.param("apptainer", marks=pytest.mark.bubblewrap),
     pytest.param("docker", marks=pytest.mark.docker),
 ]
+KINDS = [*HARDENED, pytest.param("apptainer", marks=pytest.mark.bubblewrap)]
+"""What bounds memory disks and processes of apptainer is its own, of which the stand-in has nothing."""
 MakePool = Callable[..., Pool]
 
 

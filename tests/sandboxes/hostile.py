@@ -1,5 +1,7 @@
 """What a command may try. Each prints BREACH where it succeeds; SECRET is in a file, in `/tmp`, in the environment."""
 
+# ruff: noqa: E501 - scripts are read as they are typed
+
 from __future__ import annotations
 
 
@@ -17,12 +19,18 @@ ATTACKS = {
     "read_planted_tmp": "cat {tmp_file}; cat /tmp/* 2>&1; find / -xdev -name 'secret*' -exec cat {{}} + 2>&1 | tail -5",
     "read_environment": "env; cat /proc/*/environ | tr '\\0' '\\n'; cat /proc/1/cmdline | head -c 3000",
     "read_shadow": succeeds("cat /etc/shadow /etc/sudoers | grep ."),
-    "write_outside": "for f in / /usr /etc /usr/bin /lib {home} /proc/sys /root; do " + succeeds("touch $f/x") + "; done",
+    "write_outside": "for f in / /usr /etc /usr/bin /lib {home} /proc/sys /root; do "
+    + succeeds("touch $f/x")
+    + "; done",
     "remount_writable": succeeds("mount -o remount,rw /usr") + "; " + succeeds("mount -o remount,rw /"),
     "mount_proc_or_disk": succeeds("mount -t proc x /tmp") + "; " + succeeds("mount /dev/vda /tmp"),
     "bind_over": succeeds("mount --bind /work /usr"),
     "unmount": succeeds("umount /proc/sys") + "; " + succeeds("umount -l /usr") + "; " + succeeds("umount -l /proc"),
-    "unshare_user": succeeds("unshare -U true") + "; " + succeeds("unshare -Urm true") + "; " + succeeds("unshare -n true"),
+    "unshare_user": succeeds("unshare -U true")
+    + "; "
+    + succeeds("unshare -Urm true")
+    + "; "
+    + succeeds("unshare -n true"),
     "clone_new_user": python("pid = libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0)\nif pid >= 0: print('BREACH')"),
     "setns": python("fd = os.open('/proc/self/ns/net', 0)\nif libc.setns(fd, 0) == 0: print('BREACH')"),
     "pivot_root": python("if libc.syscall(155, b'/work', b'/work') == 0: print('BREACH')"),
@@ -48,15 +56,21 @@ ATTACKS = {
     "kill_parent": "kill -9 $PPID; kill -STOP $PPID; kill -9 0",
     "ptrace_init": python("if libc.ptrace(16, 1, 0, 0) == 0 or libc.ptrace(0x4206, 1, 0, 0) == 0: print('BREACH')"),
     "init_memory": succeeds("head -c 1 /proc/1/mem") + "; " + succeeds("cat /proc/1/maps | grep ."),
-    "init_root": succeeds("ls /proc/1/root/") + "; " + succeeds("ls /proc/1/cwd/") + "; " + succeeds("cat /proc/1/environ"),
-    "init_descriptors": succeeds("ls /proc/1/fd/ | grep .") + "; " + succeeds("echo x > /proc/1/fd/1"),
+    "init_root": succeeds("ls /proc/1/root/")
+    + "; "
+    + succeeds("ls /proc/1/cwd/")
+    + "; "
+    + succeeds("cat /proc/1/environ"),
+    "init_descriptors": "for fd in 0 1 2; do "
+    + succeeds("readlink /proc/1/fd/$fd || ls -l /proc/1/fd/ | grep -e '->'")
+    + "; "
+    + succeeds("echo x > /proc/1/fd/$fd")
+    + "; done",
     "init_limits": python(
-        "limits = (ctypes.c_ulong * 2)(1, 1)\n"
-        "if libc.prlimit(1, 7, ctypes.byref(limits), None) == 0: print('BREACH')"
+        "limits = (ctypes.c_ulong * 2)(1, 1)\nif libc.prlimit(1, 7, ctypes.byref(limits), None) == 0: print('BREACH')"
     ),
     "read_init_memory": python(
-        "v = (ctypes.c_ulong * 2)(0x400000, 8)\n"
-        "if libc.process_vm_readv(1, v, 1, v, 1, 0) > 0: print('BREACH')"
+        "v = (ctypes.c_ulong * 2)(0x400000, 8)\nif libc.process_vm_readv(1, v, 1, v, 1, 0) > 0: print('BREACH')"
     ),
     "forge_frames": python(
         "import struct\nframe = struct.pack('>II', 2, 6) + b'{{}}BREACH'\n"
@@ -97,19 +111,19 @@ ATTACKS = {
     # what it uses up
     "fork_bomb": "f() {{ f | f & }}; f; sleep 30",
     "fork_bomb_of_daemons": python(
-        "for _ in range(100000):\n"
-        " try:\n  if os.fork() == 0: os.setsid()\n except OSError: pass"
+        "for _ in range(100000):\n try:\n  if os.fork() == 0: os.setsid()\n except OSError: pass"
     ),
     "memory_of_one": python("try:\n a = bytearray(1 << 30); print('BREACH')\nexcept MemoryError: print('none')"),
     "memory_of_many": "for i in 1 2 3 4 5 6 7 8 9; do python3 -c 'a = bytearray(60 << 20); import time; time.sleep(60)' & done; "
     "wait; echo BREACH",
     "shared_memory": python(
-        "import mmap\nm = mmap.mmap(-1, 1 << 29)\n"
-        "for at in range(0, 1 << 29, 4096): m[at] = 1\nprint('BREACH')"
+        "import mmap\nm = mmap.mmap(-1, 1 << 29)\nfor at in range(0, 1 << 29, 4096): m[at] = 1\nprint('BREACH')"
     ),
-    "memory_files": python("if libc.syscall(319, b'x', 0) >= 0 or libc.shmget(0, 1 << 28, 0o1600) >= 0: print('BREACH')"),
+    "memory_files": python(
+        "if libc.syscall(319, b'x', 0) >= 0 or libc.shmget(0, 1 << 28, 0o1600) >= 0: print('BREACH')"
+    ),
     "disk": "for d in /work /tmp /dev/shm /dev; do for i in $(seq 30); do head -c 16M /dev/zero > $d/$i; done; done 2>/dev/null; "
-    "test $(cat /work/* /tmp/* /dev/shm/* /dev/[0-9]* 2>/dev/null | wc -c) -gt 140000000 && echo BREACH; rm -f /work/* /tmp/*",
+    "test $(cat /work/* /tmp/* /dev/shm/* /dev/[0-9]* 2>/dev/null | wc -c) -gt 210000000 && echo BREACH; rm -f /work/* /tmp/*",
     "one_file": "head -c 20M /dev/zero > big; test $(wc -c < big) -gt 17000000 && echo BREACH; rm big",
     "inodes": python(
         "try:\n for i in range(200000): os.close(os.open('f%d' % i, os.O_CREAT))\n print('BREACH')\n"
@@ -125,7 +139,9 @@ ATTACKS = {
     "ignores_signals": "trap '' TERM INT HUP; while :; do :; done",
     # what it leaves behind
     "daemons": "(setsid nohup sh -c 'sleep 76543; echo BREACH' &) >/dev/null 2>&1; exit 0",
-    "double_fork": python("if os.fork() == 0:\n os.setsid()\n if os.fork() == 0: os.execvp('sleep', ['sleep', '76543'])"),
+    "double_fork": python(
+        "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0: os.execvp('sleep', ['sleep', '76543'])"
+    ),
     "startup_files": "for f in .bashrc .profile .bash_profile sitecustomize.py usercustomize.py os.py json.py; do "
     "echo 'echo BREACH; print(\"BREACH\")' > $f; cp $f /tmp/; done; export BASH_ENV=/work/.bashrc PYTHONSTARTUP=/work/os.py",
     "path_of_next": "printf '#!/bin/sh\\necho BREACH\\n' > bash; chmod +x bash; cp bash sh; cp bash cat; export PATH=/work:$PATH",
@@ -136,7 +152,7 @@ ATTACKS = {
         " i = tarfile.TarInfo('../../../../usr/planted'); i.size = 1; t.addfile(i, io.BytesIO(b'x'))\n"
         " l = tarfile.TarInfo('l'); l.type = tarfile.SYMTYPE; l.linkname = '/usr'; t.addfile(l)\n"
     )
-    + "; tar -xPf t.tar; "
+    + "\ntar -xPf t.tar; "
     + succeeds("ls /usr/planted"),
     "hard_link_out": succeeds("ln /etc/passwd /work/p && echo x >> /work/p"),
 }

@@ -17,12 +17,11 @@ from dagger_exp.sandboxes.session import Session
 from tests.sandboxes.conftest import MakePool, host_processes
 
 
-def play(make_pool: MakePool, act: Callable[[Session], Awaitable[None]], spec: SandboxSpec = SandboxSpec()) -> None:
+def play(make_pool: MakePool, act: Callable[[Session], Awaitable[None]], spec: SandboxSpec | None = None) -> None:
     async def run() -> None:
         pool = make_pool()
-        pool.check()
         async with pool.connected():
-            await act(await pool.open(spec, "0/task/0"))
+            await act(await pool.open(spec or SandboxSpec(), "0/task/0"))
 
     asyncio.run(run())
 
@@ -70,7 +69,7 @@ def test_files_go_in_and_out_and_links_are_not_followed(make_pool: MakePool) -> 
             with pytest.raises(FileNotFoundError):
                 await sandbox.read_file(path)
         for path in ("out/x", "../tmp/x", "/tmp/x", "link", "a"):
-            with pytest.raises(OSError, match="."):
+            with pytest.raises(OSError, match=r"\w"):
                 await sandbox.write_files({path: b"x"})
         assert (await sandbox.exec("ls /tmp", 20)).output == ""
 

@@ -68,7 +68,8 @@ class PypiBugsEnv:
             raise EnvError(f"the env of {self._task.id} was used before; make a fresh one")
         self._sandbox = await self._suites.sandboxes.open(self._suites.spec, self._task.id)
         self._session = ScaffoldSession(self._scaffold, self._sandbox)
-        copy = {f"{COPY}/{path}": self._content[path] for path in self._project.modules}
+        sources = [path for path in self._content if path.split("/")[0] in self._project.folders]
+        copy = {f"{COPY}/{path}": self._content[path] for path in sources}
         await self._sandbox.write_files(in_work({**self._content, **copy, **runner_files()}))
         self._seen = Seen(await self._digests(self._sandbox))
         system = [Message("system", self._scaffold.instructions)] if self._scaffold.instructions else []

@@ -1,4 +1,4 @@
-"""What may the agent see? A part of the failing tests, and a statement that tells what they say and not where the bug is."""
+"""What may the agent see? A part of the failing tests, and a statement that does not tell where the bug is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which bugs make tasks? Mutations are tried in sandboxes, in an order drawn by the seed, until there are enough.
 
-A mutation makes a task where tests of at least two functions fail, at least one passes, and none is missing, since a
-part of the failing functions is hidden from the agent. What came of every trial is kept in a file for each package, which
-is written aside and renamed, so that a making that is interrupted goes on where it was.
+A mutation makes a task where tests of at least two functions fail, since a part of these is hidden from the agent, at
+least one passes, and none is missing. What came of every trial is kept in a file for each package, which is written
+aside and renamed, so that a making that is interrupted goes on where it was.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dagger_exp.envs.pypi_bugs.operators import KINDS, Scope, Source
+from dagger_exp.envs.pypi_bugs.operators import KINDS, Source
 from dagger_exp.seeding import draw
 from dagger_exp.types import Key
 
@@ -48,11 +48,11 @@ def mutations(text: str) -> Sequence[Mutation]:
     """Return the mutations of a Python file, each text once; some are not Python, or mean the same."""
     if "\r" in text or "\f" in text or not text.endswith("\n"):
         return ()
-    tree, source = ast.parse(text), Source(text)
+    whole = Source(tuple(line.encode() for line in text.split("\n")))
     found: dict[tuple[int, str], Mutation] = {}
-    for node, scope in _nodes(tree, Scope()):
+    for node, source in _nodes(ast.parse(text), whole):
         for kind, operator in KINDS.items():
-            for span, replacement in operator(node, source, scope):
+            for span, replacement in operator(node, source):
                 right = source.line(span.line)
                 buggy = source.replaced(span, replacement)
                 if max(len(right), len(buggy)) <= MAX_LINE_CHARS:
@@ -74,16 +74,16 @@ def _key(seed: int, file: str, mutation: Mutation) -> Key:
     return Key(seed, 0, f"{file}:{mutation.line}:{mutation.buggy_line}", 0)
 
 
-def _nodes(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.AST, Scope]]:
-    """Yield the nodes that code runs through, with the names of the function around them; no annotations."""
+def _nodes(node: ast.AST, source: Source) -> Iterator[tuple[ast.AST, Source]]:
+    """Yield the nodes that code runs through, each with the file as its function sees it; no annotations."""
     if isinstance(node, UNTOUCHED):
         return
     if isinstance(node, FUNCTIONS):
-        scope = Scope.of(node)
-    yield node, scope
+        source = source.within(node)
+    yield node, source
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _nodes(child, scope)
+                yield from _nodes(child, source)

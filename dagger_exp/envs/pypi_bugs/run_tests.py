@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import site
 import sys
@@ -48,7 +49,8 @@ def _message(report: Any) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = [line for line in str(crash.message if crash else report.longrepr).splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("E ")] or lines or [""]
-    return said[0 if crash else -1].removeprefix("E ").strip()[:MAX_MESSAGE_CHARS]
+    told = said[0 if crash else -1].removeprefix("E ").strip()
+    return re.sub(r" at 0x[0-9a-f]+", "", told)[:MAX_MESSAGE_CHARS]  # an address is another one each time
 
 
 def _show(outcomes: Outcomes) -> None:

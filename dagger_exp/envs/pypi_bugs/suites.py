@@ -1,4 +1,4 @@
-"""What do the tests say? A suite run in a fresh sandbox, where nothing of an agent is but the files that it repaired."""
+"""What do the tests say? A suite, run in a fresh sandbox, where nothing of an agent is but the files it repaired."""
 
 from __future__ import annotations
 
@@ -69,9 +69,10 @@ class Suites:
         try:
             await sandbox.write_files(in_work({**content, **runner_files()}))
             execution = await sandbox.exec(COMMAND, TIMEOUT_S)
-            return _read(await sandbox.read_file(f"/work/{REPORT}"))
-        except (FileNotFoundError, ValueError):
-            return Report(complaint=_ended(execution))
+            try:
+                return _read(await sandbox.read_file(f"/work/{REPORT}"))
+            except (FileNotFoundError, ValueError):
+                return Report(complaint=_ended(execution))
         finally:
             await sandbox.close()
 

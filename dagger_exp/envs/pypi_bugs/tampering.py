@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 MAX_BYTES = 1 << 20
 RISKY = frozenset(
-    "__import__ _pytest atexit attrgetter breakpoint builtins codecs compile ctypes delattr eval exec exit faulthandler"
-    " gc getattr globals help import_module importlib inspect input io locals marshal methodcaller modules open operator"
-    " os pathlib pickle pytest quit runpy setattr settrace setprofile shutil signal site subprocess sys tempfile"
-    " threading type types unittest vars warnings".split()
+    "__import__ _pytest atexit attrgetter breakpoint builtins codecs compile ctypes delattr eval exec"
+    " exit faulthandler gc getattr globals help import_module importlib input inspect io locals marshal"
+    " methodcaller modules open operator os pathlib pickle pytest quit runpy setattr setprofile settrace"
+    " shutil signal site subprocess sys tempfile threading type types unittest vars warnings".split()
 )
 INSIDES = re.compile(r"__\w+__|(?:ag|co|cr|f|gi|tb)_[a-z]+")
 
@@ -53,7 +53,8 @@ def _reached(tree: ast.AST) -> Iterator[str]:
             case ast.Constant(value=str(text)):
                 yield from (word for word in re.findall(r"\w+", text) if re.fullmatch(r"__\w+__", word))
             case _:
-                names = (getattr(node, field, None) for field in ("id", "attr", "name", "arg", "rest"))
+                values = [value for _, value in ast.iter_fields(node)]
+                names = [name for value in values for name in (value if isinstance(value, list) else [value])]
                 yield from (name for name in names if isinstance(name, str) and _is_risky(name))
 
 

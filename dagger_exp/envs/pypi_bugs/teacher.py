@@ -93,15 +93,15 @@ class Teacher:
         return seen.digests.get(path) in known
 
     def _restore(self, path: str, seen: Seen) -> ToolCall:
-        """Put back a file; whatever has taken its place, or that of its folder, goes."""
-        name, folder = shlex.quote(path), PurePosixPath(path).parent
-        way = "" if folder == PurePosixPath() else f"[ -d {folder} ] || rm -f {folder}; mkdir -p {folder}; "
-        if seen.digests.get(f"{COPY}/{path}") == self._begun[path]:
-            return _run(f"{way}rm -rf {name}; cp {COPY}/{name} {name}")
-        is_bug = path == self.bug.file
-        text = self.bug.right_text if is_bug else self.content[path].decode()
+        """Put everything back, or, where the copy is no longer what it was, one file."""
+        if all(seen.digests.get(f"{COPY}/{module}") == begun for module, begun in self._begun.items()):
+            sources = shlex.join(self.project.folders)
+            return _run(f"chmod -R u+rwX .; rm -rf {sources}; cp -r {COPY}/. .")
+        text = self.bug.right_text if path == self.bug.file else self.content[path].decode()
         end = next(word for word in ("EOF", "END", "END_OF_FILE") if word not in text.split("\n"))
-        return _run(f"{way}rm -rf {name}; cat > {name} <<'{end}'\n{text}{end}")
+        name, folder = shlex.quote(path), PurePosixPath(path).parent
+        way = f"[ -d {folder} ] || rm -f {folder}; mkdir -p {folder}; rm -rf {name}"
+        return _run(f"{way}; cat > {name} <<'{end}'\n{text}{end}")
 
     def _look(self) -> ToolCall:
         last = self.bug.buggy_text.count("\n")

@@ -176,7 +176,7 @@ class PypiBugs:
         return self.folder / f"{package.name}.jsonl"
 
     def _digest(self) -> str:
-        """Return the place of tasks in the cache; their number is no part of it, since more of them go on from fewer."""
+        """Return what decides the tasks; not their number, since more of them go on from fewer."""
         key = json.dumps([MAKER_VERSION, self.seed, LIST.read_text()])
         return hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 

@@ -1,0 +1,138 @@
+"""What is left of a run: nothing, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dagger_exp.protocols import SandboxSpec
+from tests.provider import wait_until
+from tests.sandboxes.conftest import HARDENED, MakePool, host_processes
+
+RUNS = """
+import asyncio, sys
+from dagger_exp.protocols import SandboxSpec
+from dagger_exp.sandboxes.bubblewrap import BubblewrapSandboxes
+from dagger_exp.sandboxes.docker import DockerSandboxes
+from dagger_exp.sandboxes.limits import Limits
+
+async def main():
+    given = dict(run_id="leftovers", limits=Limits(disk_mib=32), num_ready=2)
+    pool = DockerSandboxes(image=sys.argv[2], **given) if sys.argv[1] == "docker" else BubblewrapSandboxes(**given)
+    async with pool.connected():
+        spec = SandboxSpec(environment=(("MARK", sys.argv[4]),))
+        boxes = [await pool.open(spec, str(index)) for index in range(3)]
+        running = [asyncio.create_task(box.exec("echo > /tmp/leftover; sleep 65432", 600)) for box in boxes[1:]]
+        await boxes[0].close()
+        print("open", flush=True)
+        if sys.argv[3] == "raise":
+            raise ValueError("on purpose")
+        await asyncio.gather(*running)
+
+asyncio.run(main())
+"""
+
+
+def left(kind: str, mark: str) -> list[str]:
+    """Return the processes, containers and mounts of a run whose sandboxes carry a mark."""
+    if kind == "bubblewrap":
+        return host_processes(mark)  # its mounts are in a namespace of their own, its files in memory
+    folder = os.environ["DOCKER_HOST"].removeprefix("unix://").removesuffix("docker.sock")
+    mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if folder in line and "/merged" in line]
+    listed = ["docker", "ps", "-aq", "--no-trunc"]
+    containers = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    return host_processes(mark) + mounted + containers
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("make_pool", HARDENED, indirect=True)
+@pytest.mark.parametrize("end", ["raise", "interrupt", "kill"])
+def test_nothing_is_left_of_a_run(make_pool: MakePool, request: pytest.FixtureRequest, end: str) -> None:
+    kind = request.node.callspec.params["make_pool"]
+    image = getattr(make_pool(), "image", "") or ""
+    mark = f"{end}-{os.getpid()}"
+    command = [sys.executable, "-c", RUNS, kind, image, end, mark]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout
+    assert run.stderr
+    with run, run.stdout, run.stderr:
+        said = run.stdout.readline()
+        if end == "interrupt":
+            run.send_signal(signal.SIGINT)
+        if end == "kill":
+            run.kill()
+        complaint = run.stderr.read()
+        code = run.wait(60)
+    assert said == "open\n", complaint
+    assert code == {"raise": 1, "interrupt": -signal.SIGINT, "kill": -signal.SIGKILL}[end], complaint
+    if end == "kill":
+        wait_until(
+            lambda: not left(kind, mark)
+        )  # each first process sees its stdin end; nobody is there to wait for it
+    assert left(kind, mark) == []
+
+
+@pytest.mark.docker
+def test_sweep_removes_what_a_dead_run_left_and_nothing_else(docker: str) -> None:
+    import docker as sdk
+
+    from dagger_exp.sandboxes import owner
+    from dagger_exp.sandboxes.docker import OWNER_LABEL, DockerSandboxes
+    from dagger_exp.sandboxes.limits import Limits
+
+    ended = subprocess.run(
+        [sys.executable, "-c", "from dagger_exp.sandboxes import owner; print(owner.this())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    elsewhere = " ".join(["other-machine", *ended.split()[1:]])
+    with closing(sdk.from_env()) as client:
+        made = [
+            client.containers.run(
+                docker, ["sleep", "600"], detach=True, network_mode="none", labels={OWNER_LABEL: name}
+            )
+            for name in (ended, elsewhere, owner.this())
+        ]
+
+        async def connect() -> None:
+            async with DockerSandboxes(run_id="next", limits=Limits()).connected():
+                pass
+
+        asyncio.run(connect())
+        kept = {container.id for container in client.containers.list(all=True)} & {one.id for one in made}
+        assert kept == {made[1].id, made[2].id}
+        for container in made[1:]:
+            container.remove(force=True)
+
+
+@pytest.mark.parametrize("make_pool", HARDENED, indirect=True)
+def test_those_started_ahead_are_taken_and_ended(make_pool: MakePool) -> None:
+    async def run() -> None:
+        pool = make_pool(max_live=3, num_ready=2)
+        async with pool.connected():
+            first = await pool.open(SandboxSpec(), "0")
+            assert pool._held
+            ahead = [task for _, task in pool._held.ahead]
+            assert len(ahead) == 2
+            assert await pool.open(SandboxSpec(), "1") is await ahead[0]
+            other = SandboxSpec(environment=(("A", "1"),))
+            assert (await (await pool.open(other, "2")).exec("echo $A", 20)).output == "1\n"
+            await first.close()
+            opening = asyncio.create_task(pool.open(other, "3"))
+            await asyncio.sleep(0)
+            opening.cancel()  # while it starts
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            held = pool._held
+        assert not held.in_use
+        assert all(task.cancelled() or task.result().ended.done() for task in ahead)
+
+    asyncio.run(run())
