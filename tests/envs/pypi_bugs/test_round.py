@@ -46,15 +46,16 @@ def test_a_round_of_dagger_on_real_code(
     assert done.returncode == 0, done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "finished"
-    store = Store(tmp_path / "run" / "rounds", json.loads((tmp_path / "run" / "manifest.json").read_text())["run_id"])
-    episodes = list(store.episodes(0))
+    store = Store.open(tmp_path / "run" / "rounds")
+    episodes = store.read(0).episodes(range(len(store.read(0))))
     assert {episode.stop_reason for episode in episodes} == {StopReason.SOLVED}  # the teacher acts alone at first
     turns = [turn for episode in episodes for turn in episode.turns]
     assert {turn.actor for turn in turns} == {Actor.TEACHER}
     assert all(turn.label_ids for turn in turns)
     assert any("sed -i" in (turn.label_text or "") for turn in turns)
-    later = [episode.stop_reason for episode in store.episodes(1)]
-    assert not any(reason.is_infrastructure for reason in later)
+    later = store.committed(1).values()
+    assert later
+    assert not any(summary.stop_reason.is_infrastructure for summary in later)
 
 
 @pytest.mark.bubblewrap

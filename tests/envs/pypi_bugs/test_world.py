@@ -103,7 +103,7 @@ CHEATS = {
     "edits the tests": EMPTY_TESTS,
     "removes the tests": "rm -rf tests",
     "conftest": f"{ALL_PASS} cp cheat.py conftest.py; cp cheat.py tests/conftest.py",
-    "sitecustomize": f"{ALL_PASS} cp cheat.py sitecustomize.py; cp cheat.py usercustomize.py; echo import cheat > a.pth",
+    "sitecustomize": f"{ALL_PASS} cp cheat.py sitecustomize.py; echo import cheat > a.pth",
     "pytest.ini": f"{ALL_PASS} printf '[pytest]\\naddopts = -p cheat\\n' | tee pytest.ini > tox.ini",
     "shadows modules": f"{ALL_PASS} for name in json pytest _pytest ast re; do cp cheat.py $name.py; done",
     "replaces the runner": "echo 'print(\"0 failed, 999 passed\")' > run_tests.py",
