@@ -49,6 +49,7 @@ CACHED_TEXTS = 4096
 
 SYNTAX = Environment()  # noqa: S701  nothing is rendered with it
 """Reads what a template is made of."""
+SYNTAX.globals.clear()  # a template may give their names to values of its own
 
 
 class Prompt(NamedTuple):
@@ -74,7 +75,8 @@ class Chat:
 
     Raises:
         DataError: the tokenizer has no chat template or no end-of-message token.
-        ConfigError: there are tools, and the template does not show them.
+        ConfigError: there are tools, and the template does not show them; raised later, too, by what renders a
+            conversation that the template refuses.
     """
 
     def __init__(
@@ -163,15 +165,23 @@ class Chat:
         return Prompt(ids, ids, True, self._render(rows[:1]) if self._tells_each_alone else text, rows)
 
     def _render(self, rows: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            rows, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
-        )
+        """Return a conversation as text; raises `ConfigError` where the template refuses it, as for a role."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
+            )
+        except TemplateError as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise ConfigError(
+                "the chat template of the student, or of a teacher in this process, refuses the conversation "
+                f"({said}): choose a model whose template takes it."
+            ) from error
 
     def _answered(self, past: list[dict[str, Any]], message: Message) -> str:
         """Return a conversation that ends with a message of the teacher; nothing where the template refuses it."""
         try:
             return self._render([*past, self._row(message)], add_generation_prompt=False)
-        except (TemplateError, TypeError, ValueError):  # as for two calls, or for arguments that are no mapping
+        except (ConfigError, TypeError, ValueError):  # as for two calls, or for arguments that are no mapping
             return ""
 
     def _row(self, message: Message) -> dict[str, Any]:
@@ -242,6 +252,7 @@ def tells_each_alone(template: Any) -> bool:
         return False
     loops = [node for node in body if isinstance(node, nodes.For)]
     rest = [node for node in body if isinstance(node, nodes.Output | nodes.If | nodes.Assign)]
+    rest = [node for node in rest if not node.find(nodes.Macro)]  # one may change what stands outside of the loop
     if len(loops) != 1 or len(body) != 1 + len(rest) or "messages" in _names(rest):
         return False
     loop = loops[0]

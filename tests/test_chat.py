@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dagger_exp.chat import Chat, Prompt, tells_each_alone
-from dagger_exp.errors import DataError
+from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.types import Message
 
 CORPUS = ["open src/main.py\n\n", "fail test_main\n", "edit edit open open", "user\nassistant\nsystem\n"]
@@ -258,6 +258,10 @@ EACH = "{% for m in messages %}{{ m.content }}"
         "{% set seen = namespace(n=0) %}" + EACH + "{% set seen.n = seen.n + 1 %}{{ seen.n }}{% endfor %}",
         "{% set comma = joiner() %}" + EACH + "{{ comma() }}{% endfor %}",
         "{% macro say(m) %}{{ messages | length }}{% endmacro %}" + EACH + "{{ say(m) }}{% endfor %}",
+        "{% set seen = namespace(n=0) %}{% if true %}{% macro next() %}{% set seen.n = seen.n + 1 %}{{ seen.n }}"
+        "{% endmacro %}{% endif %}" + EACH + "{{ next() }}{% endfor %}",
+        "{% set dict = namespace(n=0) %}" + EACH + "{% set dict.n = dict.n + 1 %}{{ dict.n }}{% endfor %}",
+        "{% set cycler = cycler('a', 'b') %}" + EACH + "{{ cycler.next() }}{% endfor %}",
         EACH + "{% break %}{% endfor %}",
         "{% if tools %}" + EACH + "{% endfor %}{% endif %}",
         EACH + "{% endfor %}" + EACH + "{% endfor %}",
@@ -267,6 +271,13 @@ EACH = "{% for m in messages %}{{ m.content }}"
 )
 def test_a_template_that_could_tell_the_past_otherwise_is_rendered_whole(chat_template: str) -> None:
     assert not tells_each_alone(chat_template)
+
+
+def test_a_template_that_refuses_a_role_is_named() -> None:
+    refusal = "{% if m.role == 'system' %}{{ raise_exception('System role not supported.') }}{% endif %}"
+    chat = Chat(byte_pairs(EACH_ALONE.replace("{{ m.content }}", refusal + "{{ m.content }}")))
+    with pytest.raises(ConfigError, match=r"refuses the conversation \(System role not supported\): choose a model"):
+        chat.open([Message("system", "You repair."), user("ok")])
 
 
 def test_a_tokenizer_must_have_a_template_and_an_end() -> None:

@@ -8,6 +8,7 @@ that names the address. HTTP goes through aiohttp, because httpx slows with the 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import time
@@ -124,10 +125,23 @@ class Endpoint:
             key = self.api_key_env or "the variable that api_key_env names"
             mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
             raise ConfigError(f"{said}: {mend}.") from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split())
             raise ConfigError(
                 f"no server answers at {self.address} ({reason}): start it, or mend the address."
+            ) from error
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Return what the server tells of the models that it serves, by their names.
+
+        Raises:
+            ConfigError: nothing answers there, it does not let us in, or it is a server of something else.
+        """
+        try:
+            return {card["id"]: card for card in self.get("/v1/models")["data"] or ()}
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.address}/v1/models does not tell which models are served: mend the address, or its server."
             ) from error
 
     @property

@@ -231,7 +231,7 @@ class VllmEngine:
     def _check_servers(self) -> None:
         """Look at what is served before anything is asked of it."""
         for endpoint in self.endpoints:
-            cards = {card["id"]: card for card in endpoint.get("/v1/models")["data"]}
+            cards = endpoint.models()
             if BASE not in cards:
                 names = ", ".join(cards)
                 raise ConfigError(

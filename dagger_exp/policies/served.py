@@ -94,7 +94,7 @@ class ServedPolicy:
         Raises:
             ConfigError: it does not.
         """
-        names = [card["id"] for card in self.endpoint.get("/v1/models").get("data", [])]
+        names = list(self.endpoint.models())
         if self.model is None and len(names) == 1:
             self.model = names[0]
         if self.model not in names:

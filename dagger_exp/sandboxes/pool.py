@@ -83,8 +83,7 @@ class Pool(ABC):
                 raise SandboxError("the pool was closed while a sandbox started.")
             held.in_use.add(session)
             session.ended.add_done_callback(lambda _: asyncio.ensure_future(_leave(held, session)))
-            if session.rename:
-                await session.rename(f"dagger-exp-{self.run_id}-{episode}")
+            session.name(f"dagger-exp-{self.run_id}-{episode}")
         except BaseException:
             if session:
                 await session.close()

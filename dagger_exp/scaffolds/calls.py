@@ -17,6 +17,8 @@ THOUGHT = re.compile(r"\A(?:.*?</think>|\s*<think>.*)", re.DOTALL)
 FUNCTION = re.compile(r"<function=([^>\n]*)>\s*(.*?)</function>(?=\s*</tool_call>)", re.DOTALL)
 PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
 """A value may hold what ends it, as long as no other parameter or the end of the call stands behind that."""
+NO_JSON = (ValueError, RecursionError)
+"""What reading a text as JSON raises: one that is nested too deeply is none either."""
 TYPES: Mapping[str, type] = {"string": str, "integer": int, "array": list}
 
 
@@ -86,7 +88,7 @@ def loaded(arguments: str) -> Any:
     """Return arguments that are JSON; raises `MalformedAction`."""
     try:
         return json.loads(arguments)
-    except ValueError as error:
+    except NO_JSON as error:
         raise malformed(f"The arguments are no JSON ({error}).") from error
 
 
@@ -99,7 +101,7 @@ def _json(rest: str) -> tuple[str, Any, str]:
     """Return name, arguments and what stands after the JSON; a string in it may hold any tag."""
     try:
         value, end = json.JSONDecoder().raw_decode(rest)
-    except ValueError as error:
+    except NO_JSON as error:
         raise malformed(f"The call is no JSON ({error}).") from error
     is_call = isinstance(value, dict) and set(value) == {"name", "arguments"} and isinstance(value["name"], str)
     if not is_call:
@@ -124,7 +126,7 @@ def _typed(text: str, schema: Mapping[str, Any]) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except NO_JSON:
         return text
 
 

@@ -88,9 +88,11 @@ async def measure(world: PypiBugs, scaffold: Scaffold, tasks: Sequence[Task], co
         for agent in (teacher, no_op, editor_of_tests):
             played = await asyncio.gather(*(guarded(agent, task) for task in tasks))
             mean_s = statistics.mean(seconds for _, seconds in played)
+            missed = [task.id for task, (solved, _) in zip(tasks, played, strict=True) if not solved]
             print(
                 f"{type(scaffold).__name__:13} {agent.__name__:16} solved {sum(solved for solved, _ in played)} of "
-                f"{len(played)}; an episode takes {mean_s:.1f} s, {mean_s / suite_s:.1f} x its suite",
+                f"{len(played)}; an episode takes {mean_s:.1f} s, {mean_s / suite_s:.1f} x its suite"
+                f"{f'; not {missed}' if agent is teacher and missed else ''}",
                 flush=True,
             )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from dagger_exp.errors import ConfigError, ContextError, EngineError
 from tests.provider import FAULTS, Provider, free_port, serving
 
 PATH, BODY = "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}
+HTTP = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 
 
 @pytest.fixture
@@ -106,6 +109,30 @@ def test_an_address_where_nothing_listens_is_named_before_the_first_episode() ->
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match=rf"no server answers at {address}.*start it"):
         Endpoint(address=address).get("/v1/models")
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no server answers at http://HOST:PORT \(nonnumeric port.*mend the address"):
+        Endpoint(address="http://HOST:PORT").get("/v1/models")
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("SSH-2.0\r\n", r"no server answers at {} \(SSH-2.0\): start it, or mend the address"),
+        (HTTP + "[]", "{}/v1/models does not tell which models are served: mend the address"),
+        (HTTP + '{"data": [{"name": "a"}]}', "{}/v1/models does not tell which models are served: mend the address"),
+    ],
+)
+def test_a_server_of_something_else_is_named(answer: str, sentence: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        asking = pool.submit(Endpoint(address=address).models)
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(answer.encode())
+        with pytest.raises(ConfigError, match=sentence.format(address)):
+            asking.result()
 
 
 def test_an_address_may_end_as_the_protocols_paths_do() -> None:

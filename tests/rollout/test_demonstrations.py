@@ -194,6 +194,19 @@ def test_calls_in_text_stay_text_for_a_student_without_tools(tmp_path: Path) -> 
     assert episode.turns[0].label_text == TEXT_CALL
 
 
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        (TEXT_CALL.replace("f1", "f </parameter> 1"), '"arguments": {"path": "f </parameter> 1", "line": 3}}'),
+        (TEXT_CALL.replace("3\n</parameter>", "3"), "<parameter=line>\n3\n</function>"),
+    ],
+)
+def test_a_call_in_text_is_a_call_whole_or_not_at_all(said: str, label: str, tmp_path: Path) -> None:
+    rows = written(tmp_path, messages_row(("user", "go"), ("assistant", said)))
+    [episode] = imported(runner_of(BYTES, TOOLS), tmp_path / "rounds", "messages", str(rows))
+    assert label in str(episode.turns[0].label_text)
+
+
 def messages_row(*messages: tuple[str, str], **more: Any) -> Raw:
     """Return a row of (role, content) messages."""
     return {"messages": [{"role": role, "content": content} for role, content in messages], **more}
@@ -332,11 +345,23 @@ def test_files_of_every_kind_are_read_in_the_order_of_their_tasks(
 def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     (tmp_path / "damaged.traj").write_text("{")
+    (tmp_path / "damaged.json").write_text("[" * 9999)
+    (tmp_path / "damaged.cut.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-9])
+    (tmp_path / "damaged.jsonl.gz").write_bytes(gzip.compress(b"")[:10] + b"no deflate")
     good = written(tmp_path, GOOD)
     files = [str(tmp_path / "damaged.*"), str(good)]
     collector = collector_of(runner_of(BYTES), tmp_path / "rounds", Demonstrations(format="messages", files=files))
     assert len(collector.collect(0, num_labels=1)) == 1
-    assert collector.store.manifest(0)["origin"]["set_aside"] == {"it is no JSON object": 2}
+    assert collector.store.manifest(0)["origin"]["set_aside"] == {"it is no JSON object": 5}
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    rows = [messages_row(("user", f"go{mark}on"), ("assistant", "a")) for mark in ("\u2028", "\x85")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\ufeff" + "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    reading = Demonstrations(format="messages", files=str(path)).read()
+    assert [found.opening[0].content for found in reading.demonstrations] == ["go\u2028on", "go\x85on"]
+    assert not reading.set_aside
 
 
 def test_an_import_that_was_killed_goes_on(tmp_path: Path) -> None:

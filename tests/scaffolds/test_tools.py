@@ -81,6 +81,12 @@ def test_a_call_is_read_in_every_format(message: Message, expected: ToolCall | N
             "does not end with </tool_call>",
         ),
         (says('<tool_call>\n{"name": "finish", "arguments": {}\n</tool_call>'), r"The call is no JSON \(Expecting"),
+        (
+            says('<tool_call>\n{"name": "finish", "arguments": ' + "[" * 9999),
+            r"The call is no JSON \(maximum recursion",
+        ),
+        (says("", ToolCall("execute_bash", "[" * 9999)), r"The arguments are no JSON \(maximum recursion"),
+        (says(tagged("str_replace_editor", insert_line="[" * 9999)), "'insert_line' must be integer"),
         (says('<tool_call>\n{"command": "ls"}\n</tool_call>'), "must be a JSON object with a name and arguments"),
         (says('<tool_call>\n{"name": ["a"], "arguments": {}}\n</tool_call>'), "must be a JSON object with a name"),
         (says("", ToolCall("execute_bash", "{'command'")), r"The arguments are no JSON \("),

@@ -136,7 +136,10 @@ class PypiBugsEnv:
                 return replace(result, observation=Message("user", said), stop_reason=StopReason.UNSOLVED)
         report = await self._suites.run({**self._project.files, **submitted}, f"{self._task.id}-graded")
         failing = {*self._task.data["visible"], *self._task.data["hidden"]}
-        share = len(failing & report.passed) / len(failing)
-        reward = share if self._passing - failing <= report.passed else 0.0
+        broken = sorted(self._passing - failing - report.passed)
+        reward = 0.0 if broken else len(failing & report.passed) / len(failing)
+        said = f"{len(failing & report.passed)} of {len(failing)} tests are repaired, and {len(broken)} are broken"
+        why = report.complaint or ", ".join(broken[:1])
         reason = StopReason.SOLVED if reward == 1.0 else StopReason.UNSOLVED
-        return replace(result, reward=reward, stop_reason=reason)
+        told = Message("user", f"{said}{f': {why}' if why else ''}.")
+        return replace(result, observation=told, reward=reward, stop_reason=reason)

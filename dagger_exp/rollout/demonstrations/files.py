@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,14 @@ def rows(path: Path) -> Iterator[Any]:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
         elif ".jsonl" in path.suffixes:
-            yield from map(_parsed, _text(path).splitlines())
+            lines = _text(path).split("\n")  # and nowhere else: JSON may hold what Unicode takes for the end of a line
+            yield from (_parsed(line) for line in lines if line.strip())
         else:
             whole = _parsed(_text(path))
             yield from whole if isinstance(whole, list) else [whole]
     except OSError as error:
         raise ConfigError(f"{path} of demonstrations.files cannot be read ({error}); leave it out.") from error
-    except pa.ArrowException:
+    except (pa.ArrowException, EOFError, zlib.error):
         yield None
 
 
@@ -64,11 +66,11 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace")
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig", errors="replace")
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

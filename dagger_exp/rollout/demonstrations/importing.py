@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from dagger_exp.errors import ConfigError
 from dagger_exp.policies.mixture import TeacherOnly
 from dagger_exp.policies.scripted import ScriptedPolicy
@@ -156,8 +154,8 @@ async def _played(player: Runner, task: Task, key: Key) -> Episode:
     """
     try:
         episode = await player.run(task, key)
-    except TemplateError as error:
-        raise Unreadable(f"the student's chat template refuses it ({error})") from error
+    except ConfigError as error:  # of its chat template
+        raise Unreadable(str(error).rstrip(".")) from error
     if episode.stop_reason is StopReason.CONTEXT or _num_tokens(episode) > player.max_context_tokens:
         raise Unreadable("it is longer than student.max_context_tokens")
     if episode.stop_reason not in ENDINGS:

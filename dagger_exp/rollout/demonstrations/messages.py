@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dagger_exp.errors import DataError
+from dagger_exp.scaffolds.calls import PARAMETER
 from dagger_exp.types import Message, ToolCall
 
 CALL = re.compile(
@@ -17,7 +18,6 @@ CALL = re.compile(
     re.DOTALL,
 )
 """A call that was written as text: with a tag for each parameter, or as JSON."""
-PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -79,8 +79,10 @@ def _read_call(function: Mapping[str, Any]) -> ToolCall:
 def _read_text_call(found: re.Match[str], tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     if found["json"]:
         return _read_call(json.loads(found["json"]))
-    kinds = _kinds(found["name"], tools)
-    arguments = {name: _value(text, kinds.get(name, "string")) for name, text in PARAMETER.findall(found["body"])}
+    kinds, body = _kinds(found["name"], tools), found["body"].strip()
+    if PARAMETER.sub("", body).strip():
+        raise ValueError("a parameter is not closed")
+    arguments = {name: _value(text, kinds.get(name, "string")) for name, text in PARAMETER.findall(body)}
     return ToolCall(found["name"], json.dumps(arguments))
 
 

@@ -180,12 +180,12 @@ def test_a_package_that_cannot_be_had_is_set_aside_and_the_others_make_more(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     folder = without_tasks(cache_folder, tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
-        world = make_world(cache_folder=folder, packages=["simpleeval", "webcolors", "isodate"], num_train_tasks=2)
+        world = make_world(cache_folder=folder, packages=["simpleeval", "webcolors", "funcy"], num_train_tasks=2)
         assert [task.data["package"] for task in world.tasks("train")] == ["simpleeval", "simpleeval"]
-    assert "isodate is set aside: pip download failed" in caplog.text
-    assert "isodate" in json.loads((world.folder / "train.json").read_text())
-    lonely = make_world(cache_folder=folder, packages=["isodate", "webcolors"], num_train_tasks=2)
-    with pytest.raises(ConfigError, match=r"has 0 of 2 train tasks.* set aside: isodate \(pip download failed"):
+    assert "funcy is set aside: pip download failed" in caplog.text
+    assert "funcy" in json.loads((world.folder / "train.json").read_text())
+    lonely = make_world(cache_folder=folder, packages=["funcy", "webcolors"], num_train_tasks=2)
+    with pytest.raises(ConfigError, match=r"has 0 of 2 train tasks.* set aside: funcy \(pip download failed"):
         lonely.tasks("train")
 
 
@@ -197,8 +197,23 @@ def test_without_an_index_there_is_one_sentence(
         make_world(cache_folder=tmp_path / "empty").tasks("train")
 
 
-def test_a_suite_that_fails_without_a_bug_is_set_aside(
-    make_world: MakeWorld, tmp_path: Path, cache_folder: Path
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (
+            "def test_it():\n    assert webcolors.answer == 42\n",
+            "1 tests fail without a bug, as tests/test_it.py::test_it",
+        ),
+        (
+            "import pytest\n@pytest.mark.parametrize('x', [hex(id(object()))])\ndef test_it(x): pass\n",
+            "other tests pass each time that it runs",
+        ),
+        ("import nothing_of_that_name\n", "tests/test_it.py cannot be collected: .*No module named"),
+    ],
+    ids=["fails", "changes", "does not import"],
+)
+def test_a_suite_that_cannot_judge_is_set_aside(
+    make_world: MakeWorld, tmp_path: Path, cache_folder: Path, test: str, reason: str
 ) -> None:
     make_world().tasks("heldout")
     folder = without_tasks(cache_folder, tmp_path / "cache")
@@ -208,8 +223,8 @@ def test_a_suite_that_fails_without_a_bug_is_set_aside(
     (place / "src" / "webcolors").mkdir(parents=True)
     (place / "src" / "webcolors" / "__init__.py").write_text("answer = 41\n")
     (place / "tests").mkdir()
-    (place / "tests" / "test_it.py").write_text("import webcolors\ndef test_it():\n    assert webcolors.answer == 42\n")
-    with pytest.raises(ConfigError, match=r"webcolors \(1 tests fail without a bug, as tests/test_it.py::test_it"):
+    (place / "tests" / "test_it.py").write_text(f"import webcolors\n{test}")
+    with pytest.raises(ConfigError, match=rf"has 0 of .* set aside: webcolors \({reason}"):
         make_world(cache_folder=folder).tasks("heldout")
 
 
