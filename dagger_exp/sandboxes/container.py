@@ -7,7 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,55 +25,27 @@ STDERR = 2
 MAX_WORDS_BYTES = 2000
 
 
-class Clients:
-    """Clients of the daemon, each in one thread at a time, since one that threads share loses answers.
-
-    Between calls they are kept while `is_kept` says so: to make one takes as long as to create a container.
-    """
-
-    def __init__(self) -> None:
-        self.is_kept = False
-        self._idle: list[DockerClient] = []
-
-    @contextmanager
-    def one(self) -> Iterator[DockerClient]:
-        """Hold a client; raises `SandboxError`, also for what the daemon says to it."""
-        import requests
-        from docker.errors import DockerException
-
-        with closing(ExitStack()) as at_end:
-            try:
-                client = self._idle.pop()
-            except IndexError:
-                client = _connect()
-            at_end.callback(client.close)
-            try:
-                yield client
-            except (DockerException, requests.RequestException) as error:
-                said = getattr(error, "explanation", None) or str(error)
-                raise SandboxError(f"the Docker daemon refuses: {' '.join(str(said).split()).rstrip('.')}.") from error
-            if self.is_kept:
-                at_end.pop_all()
-                self._idle.append(client)
-
-    def close(self) -> None:
-        """Keep none any longer."""
-        self.is_kept = False
-        while self._idle:
-            self._idle.pop().close()
-
-
-def _connect() -> DockerClient:
+@contextmanager
+def connect() -> Iterator[DockerClient]:
+    """Hold a client of this thread's own, since one that threads share loses answers; raises `SandboxError`."""
     import docker
+    import requests
     from docker.errors import DockerException
 
     try:
-        return docker.from_env(timeout=CLIENT_TIMEOUT_S)
+        client = docker.from_env(timeout=CLIENT_TIMEOUT_S)
     except DockerException as error:
         raise SandboxError(
             "no Docker daemon answers: start one (systemctl start docker), or name the socket of Docker or podman in "
             "DOCKER_HOST, as in unix:///run/podman/podman.sock."
         ) from error
+    try:
+        yield client
+    except (DockerException, requests.RequestException) as error:
+        said = getattr(error, "explanation", None) or str(error)
+        raise SandboxError(f"the Docker daemon refuses: {' '.join(str(said).split()).rstrip('.')}.") from error
+    finally:
+        client.close()
 
 
 @contextmanager

@@ -83,7 +83,8 @@ class Pool(ABC):
                 raise SandboxError("the pool was closed while a sandbox started.")
             held.in_use.add(session)
             session.ended.add_done_callback(lambda _: asyncio.ensure_future(_leave(held, session)))
-            session.name(f"dagger-exp-{self.run_id}-{episode}")
+            if session.rename:
+                await session.rename(f"dagger-exp-{self.run_id}-{episode}")
         except BaseException:
             if session:
                 await session.close()

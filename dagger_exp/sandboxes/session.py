@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import json
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -51,7 +51,7 @@ def init_command(
         "counts_processes": counts_processes,
     }
     source = files("dagger_exp.sandboxes").joinpath("init.py").read_text()
-    return ["python3", "-I", "-S", "-c", source, ascii(settings)]
+    return ["python3", "-I", "-S", "-c", source, json.dumps(settings)]
 
 
 class Session:
@@ -78,8 +78,7 @@ class Session:
         self._writer = writer
         self._end = end
         self._last_words = last_words
-        self._rename = rename
-        self._naming: asyncio.Task[None] | None = None
+        self.rename = rename
         self._turn = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -94,11 +93,6 @@ class Session:
         except BaseException:
             await self.close()
             raise
-
-    def name(self, name: str) -> None:
-        """Show a name where sandboxes are listed, as soon as that can be done; nobody waits for it but the end."""
-        if self._rename:
-            self._naming = asyncio.create_task(self._rename(name))
 
     async def exec(self, script: str, timeout_s: float) -> Execution:
         """Run a shell script in `/work`."""
@@ -131,8 +125,6 @@ class Session:
     async def _close(self) -> None:
         try:
             self._writer.close()
-            if self._naming:
-                await self._naming
             await self._end()
         finally:
             self.ended.set_result(None)
@@ -143,7 +135,7 @@ class Session:
                 raise SandboxError("the sandbox is closed.")
             try:
                 async with asyncio.timeout(timeout_s):
-                    text = ascii(header).encode()
+                    text = json.dumps(header).encode()
                     self._writer.write(LENGTHS.pack(len(text), len(body)) + text + body)
                     await self._writer.drain()
                     return await self._receive()
@@ -155,7 +147,7 @@ class Session:
 
     async def _receive(self) -> tuple[dict[str, Any], bytes]:
         header_size, body_size = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
-        header = ast.literal_eval((await self._reader.readexactly(header_size)).decode())
+        header = json.loads(await self._reader.readexactly(header_size))
         return header, await self._reader.readexactly(body_size)
 
     async def _fail(self, what: str, error: Exception) -> NoReturn:

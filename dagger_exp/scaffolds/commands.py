@@ -17,7 +17,7 @@ SYNTAX = re.compile(
 )
 TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 TEST_REPORT = re.compile(
-    r"^=+ .*\b(?:failed|passed|errors?)\b.* =+$|^FAILED \((?:failures|errors)=|^\d+ failed\b", re.MULTILINE
+    r"^=+ .{0,200}\b(?:failed|passed|errors?)\b.{0,200} =+$|^FAILED \((?:failures|errors)=|^\d+ failed\b", re.MULTILINE
 )
 """The last line of pytest's report, with or without `-q`, and of unittest's."""
 FATAL_EXIT_CODES = (126, 127, 134, 137, 139)
