@@ -72,6 +72,8 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     torch.set_num_threads(cfg.num_threads)
     scaffold: Scaffold | None = make_optional(cfg.scaffold)
     sandboxes: Sandboxes | None = make_optional(cfg.sandbox, run_id=run_id)
+    if sandboxes:
+        sandboxes.check()  # before anything is fetched, made or played
     world: World = make(cfg.env, scaffold=scaffold, sandboxes=sandboxes)
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
     student = replace(student, tools=scaffold.tools if scaffold else ())

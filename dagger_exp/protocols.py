@@ -105,7 +105,10 @@ class Sandbox(Protocol):
         ...
 
     async def write_files(self, files: Mapping[str, bytes]) -> None:
-        """Write files below `/work`, with the folders that they need, as the user of the commands."""
+        """Write files below `/work`, with the folders that they need, as the user of the commands.
+
+        Raises `OSError` where a command could not have written them either: a full disk, a link or a folder in the way.
+        """
         ...
 
     async def close(self) -> None:

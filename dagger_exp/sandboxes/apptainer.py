@@ -55,8 +55,7 @@ class ApptainerSandboxes(Pool):
         if self.image is not None and not Path(self.image).exists():
             raise ConfigError(f"sandbox.image is {self.image}, which is not there: apptainer pull NAME.sif SOURCE.")
 
-    async def start(self, spec: SandboxSpec) -> Session:
-        """Start one; raises `SandboxError`."""
+    async def _start(self, spec: SandboxSpec) -> Session:
         image = spec.image or self.image
         if image is None:
             raise SandboxError("sandbox=apptainer has no image: give sandbox.image=FILE, as the env names none.")

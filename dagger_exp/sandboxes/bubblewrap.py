@@ -60,8 +60,7 @@ class BubblewrapSandboxes(Pool):
                 "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take docker."
             )
 
-    async def start(self, spec: SandboxSpec) -> Session:
-        """Start one; raises `SandboxError`."""
+    async def _start(self, spec: SandboxSpec) -> Session:
         if spec.image is not None:
             raise SandboxError(f"bubblewrap has no images, and the env asks for {spec.image}: take sandbox=docker.")
         mounts = [word for source, path in spec.mounts for word in _bound(source, path)]

@@ -7,7 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from dagger_exp.sandboxes.session import Session
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.containers import Container as Handle
 
 CLIENT_TIMEOUT_S = 120
 FRAME = struct.Struct(">BxxxI")
@@ -25,27 +24,55 @@ STDERR = 2
 MAX_WORDS_BYTES = 2000
 
 
-@contextmanager
-def connect() -> Iterator[DockerClient]:
-    """Hold a client of this thread's own, since one that threads share loses answers; raises `SandboxError`."""
+class Clients:
+    """Clients of the daemon, each in one thread at a time, since one that threads share loses answers.
+
+    Between calls they are kept while `is_kept` says so: to make one takes as long as to create a container.
+    """
+
+    def __init__(self) -> None:
+        self.is_kept = False
+        self._idle: list[DockerClient] = []
+
+    @contextmanager
+    def one(self) -> Iterator[DockerClient]:
+        """Hold a client; raises `SandboxError`, also for what the daemon says to it."""
+        import requests
+        from docker.errors import DockerException
+
+        with ExitStack() as at_end:
+            try:
+                client = self._idle.pop()
+            except IndexError:
+                client = _connect()
+            at_end.callback(client.close)
+            try:
+                yield client
+            except (DockerException, requests.RequestException) as error:
+                said = getattr(error, "explanation", None) or str(error)
+                raise SandboxError(f"the Docker daemon refuses: {' '.join(str(said).split()).rstrip('.')}.") from error
+            if self.is_kept:
+                at_end.pop_all()
+                self._idle.append(client)
+
+    def close(self) -> None:
+        """Keep none any longer."""
+        self.is_kept = False
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _connect() -> DockerClient:
     import docker
-    import requests
     from docker.errors import DockerException
 
     try:
-        client = docker.from_env(timeout=CLIENT_TIMEOUT_S)
+        return docker.from_env(timeout=CLIENT_TIMEOUT_S)
     except DockerException as error:
         raise SandboxError(
             "no Docker daemon answers: start one (systemctl start docker), or name the socket of Docker or podman in "
             "DOCKER_HOST, as in unix:///run/podman/podman.sock."
         ) from error
-    try:
-        yield client
-    except (DockerException, requests.RequestException) as error:
-        said = getattr(error, "explanation", None) or str(error)
-        raise SandboxError(f"the Docker daemon refuses: {' '.join(str(said).split()).rstrip('.')}.") from error
-    finally:
-        client.close()
 
 
 @contextmanager
@@ -61,17 +88,17 @@ def found(image: str) -> Iterator[None]:
         ) from error
 
 
-def remove(container: Handle) -> None:
+def remove(client: DockerClient, container_id: str) -> None:
     """Remove a container with all that runs in it, also where it is about to remove itself."""
     from docker.errors import APIError, NotFound
 
     with suppress(NotFound):
         try:
-            container.remove(force=True, v=True)
+            client.api.remove_container(container_id, force=True, v=True)
         except APIError as error:
             if error.status_code != 409:  # it is being removed already
                 raise
-            container.wait(condition="removed")
+            client.api.wait(container_id, condition="removed")
 
 
 @dataclass
@@ -81,25 +108,26 @@ class Container:
     Args:
         id: as the daemon names it.
         stream: both ways, to and from its first process.
+        clients: to rename and remove it.
     """
 
     id: str
     stream: socket.socket
+    clients: Clients
 
     @classmethod
-    def start(cls, image: str, options: dict[str, Any]) -> Container:
+    def start(cls, clients: Clients, image: str, options: dict[str, Any]) -> Container:
         """Start one that ends as soon as nobody is at the other end of its stdin; raises `SandboxError`."""
-        with connect() as client:
+        with clients.one() as client:
             with found(image):
                 handle = client.containers.create(image, **options)
             assert handle.id
-            try:
-                stream = _attach(client, handle.id)
+            with ExitStack() as at_failure:
+                at_failure.callback(remove, client, handle.id)
+                stream = at_failure.enter_context(_attach(client, handle.id))
                 handle.start()
-            except BaseException:
-                remove(handle)
-                raise
-            return cls(handle.id, stream)
+                at_failure.pop_all()
+            return cls(handle.id, stream, clients)
 
     async def session(self) -> Session:
         """Return what speaks to it."""
@@ -124,14 +152,12 @@ class Container:
             await asyncio.to_thread(self._rename, f"{plain}-{self.id[:8]}")
 
     def _rename(self, name: str) -> None:
-        with connect() as client:
+        with self.clients.one() as client:
             client.api.rename(self.id, name)
 
     def _remove(self) -> None:
-        from docker.errors import NotFound
-
-        with connect() as client, suppress(NotFound):
-            remove(client.containers.get(self.id))
+        with self.clients.one() as client:
+            remove(client, self.id)
 
 
 def _attach(client: DockerClient, container_id: str) -> socket.socket:

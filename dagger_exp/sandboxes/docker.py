@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes import owner
-from dagger_exp.sandboxes.container import Container, connect, found, remove
+from dagger_exp.sandboxes.container import Clients, Container, found, remove
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.session import Session, init_command
@@ -48,46 +49,66 @@ class DockerSandboxes(Pool):
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
         self.image = image
         self.read_only = read_only
+        self._clients = Clients()
+        self._users: dict[str, str] = {}
 
     def check(self) -> None:
         """Look whether a daemon answers and has the image; raises `ConfigError`."""
         try:
-            with connect() as client:
-                if self.image is not None:
-                    with found(self.image):
-                        client.images.get(self.image)
+            if self.image is not None:
+                self._user(self.image)
+            else:
+                with self._clients.one() as client:
+                    client.ping()
         except SandboxError as error:
             raise ConfigError(str(error)) from error
 
-    async def start(self, spec: SandboxSpec) -> Session:
-        """Start one; raises `SandboxError`."""
-        # Not cancelled half way: a container of which nobody knows yet could not be removed.
-        starting = asyncio.create_task(self._start(spec))
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Hold the sandboxes of one event loop, and the clients that speak of them."""
+        self._clients.is_kept = True
         try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with suppress(SandboxError):
-                await (await starting).close()
-            raise
+            async with super().connected():
+                yield
+        finally:
+            self._clients.close()
 
     async def _start(self, spec: SandboxSpec) -> Session:
         image = spec.image or self.image
         if image is None:
             raise SandboxError("sandbox=docker has no image: give sandbox.image=NAME, as the env names none.")
-        container = await asyncio.to_thread(Container.start, image, self._options(spec))
+        container = await asyncio.to_thread(self._container, image, spec)
         session = await container.session()
         await session.start()
         return session
 
     async def sweep(self) -> None:
         """Remove the containers of runs of this machine that are no more."""
-        await asyncio.to_thread(_sweep)
+        await asyncio.to_thread(self._sweep)
 
-    def _options(self, spec: SandboxSpec) -> dict[str, Any]:
+    def _sweep(self) -> None:
+        with self._clients.one() as client:
+            for container in client.api.containers(all=True, filters={"label": OWNER_LABEL}):
+                if owner.is_gone(container["Labels"][OWNER_LABEL]):
+                    remove(client, container["Id"])
+
+    def _container(self, image: str, spec: SandboxSpec) -> Container:
+        return Container.start(self._clients, image, self._options(spec, self._user(image)))
+
+    def _user(self, image: str) -> str:
+        """Return the user of an image, as a number or a name; empty where it is root."""
+        if image not in self._users:
+            with self._clients.one() as client, found(image):
+                self._users[image] = client.api.inspect_image(image)["Config"]["User"].partition(":")[0]
+        return self._users[image]
+
+    def _options(self, spec: SandboxSpec, user: str) -> dict[str, Any]:
         limits = self.limits
         # What lies on a memory disk counts too, and commands that fill it must not leave process 1 without memory.
         memory = f"{limits.memory_mib + 2 * limits.disk_mib + 2 * SHARED_MIB}m"
         disk = f"size={limits.disk_mib}m,nr_inodes={limits.num_inodes},mode=1777,exec"
+        # Daemons that are not new keep the mode of a folder that the image has, but not its owner.
+        owned = f"{disk},uid={user}" if user.isdecimal() else disk
         return {
             "entrypoint": [],
             "command": init_command(limits, environment=dict(spec.environment)),
@@ -97,7 +118,7 @@ class DockerSandboxes(Pool):
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "read_only": self.read_only,
-            "tmpfs": {"/work": disk, "/tmp": disk},  # noqa: S108 - inside
+            "tmpfs": {"/work": owned, "/tmp": disk},  # noqa: S108 - inside
             "shm_size": f"{SHARED_MIB}m",
             "volumes": {source: {"bind": path, "mode": "ro"} for source, path in spec.mounts},
             "mem_limit": memory,
@@ -106,10 +127,3 @@ class DockerSandboxes(Pool):
             "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"},  # noqa: S108
             "labels": {RUN_LABEL: self.run_id, OWNER_LABEL: owner.this()},
         }
-
-
-def _sweep() -> None:
-    with connect() as client:
-        for container in client.containers.list(all=True, filters={"label": OWNER_LABEL}):
-            if owner.is_gone(container.labels[OWNER_LABEL]):
-                remove(container)

@@ -51,8 +51,18 @@ class Pool(ABC):
         """Look whether this machine can start one; raises `ConfigError` that names what is missing."""
 
     @abstractmethod
-    async def start(self, spec: SandboxSpec) -> Session:
+    async def _start(self, spec: SandboxSpec) -> Session:
         """Start one; raises `SandboxError`, and leaves nothing behind where it does not come up."""
+
+    async def start(self, spec: SandboxSpec) -> Session:
+        """Start one, also for later; raises `SandboxError`."""
+        # Not cancelled half way: what nobody knows of yet could not be removed.
+        starting = asyncio.create_task(self._start(spec))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.shield(_close(starting))
+            raise
 
     async def sweep(self) -> None:  # noqa: B027 - most kinds leave nothing
         """Remove what runs have left behind that were killed."""
@@ -83,8 +93,7 @@ class Pool(ABC):
                 raise SandboxError("the pool was closed while a sandbox started.")
             held.in_use.add(session)
             session.ended.add_done_callback(lambda _: asyncio.ensure_future(_leave(held, session)))
-            if session.rename:
-                await session.rename(f"dagger-exp-{self.run_id}-{episode}")
+            session.name(f"dagger-exp-{self.run_id}-{episode}")
         except BaseException:
             if session:
                 await session.close()
@@ -120,8 +129,13 @@ async def _end(held: Held) -> None:
 async def _discard(task: asyncio.Task[Session]) -> None:
     """Close one that nobody has asked for, whether it is there yet or not."""
     task.cancel()
-    with suppress(asyncio.CancelledError, SandboxError):
-        await (await task).close()
+    with suppress(asyncio.CancelledError):
+        await _close(task)
+
+
+async def _close(starting: asyncio.Task[Session]) -> None:
+    with suppress(SandboxError):
+        await (await starting).close()
 
 
 async def _leave(held: Held, session: Session) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
-import json
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, NoReturn
@@ -51,7 +51,7 @@ def init_command(
         "counts_processes": counts_processes,
     }
     source = files("dagger_exp.sandboxes").joinpath("init.py").read_text()
-    return ["python3", "-I", "-S", "-c", source, json.dumps(settings)]
+    return ["python3", "-I", "-S", "-c", source, ascii(settings)]
 
 
 class Session:
@@ -72,13 +72,14 @@ class Session:
         *,
         end: Callable[[], Awaitable[None]],
         last_words: Callable[[], Awaitable[str]],
-        rename: Callable[[str], Awaitable[None]] | None = None,
+        rename: Callable[[str], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._end = end
         self._last_words = last_words
-        self.rename = rename
+        self._rename = rename
+        self._naming: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -93,6 +94,11 @@ class Session:
         except BaseException:
             await self.close()
             raise
+
+    def name(self, name: str) -> None:
+        """Show a name where sandboxes are listed, as soon as that can be done; nobody waits for it but the end."""
+        if self._rename:
+            self._naming = asyncio.create_task(self._rename(name))
 
     async def exec(self, script: str, timeout_s: float) -> Execution:
         """Run a shell script in `/work`."""
@@ -125,6 +131,8 @@ class Session:
     async def _close(self) -> None:
         try:
             self._writer.close()
+            if self._naming:
+                await self._naming
             await self._end()
         finally:
             self.ended.set_result(None)
@@ -135,7 +143,7 @@ class Session:
                 raise SandboxError("the sandbox is closed.")
             try:
                 async with asyncio.timeout(timeout_s):
-                    text = json.dumps(header).encode()
+                    text = ascii(header).encode()
                     self._writer.write(LENGTHS.pack(len(text), len(body)) + text + body)
                     await self._writer.drain()
                     return await self._receive()
@@ -147,7 +155,7 @@ class Session:
 
     async def _receive(self) -> tuple[dict[str, Any], bytes]:
         header_size, body_size = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
-        header = json.loads(await self._reader.readexactly(header_size))
+        header = ast.literal_eval((await self._reader.readexactly(header_size)).decode())
         return header, await self._reader.readexactly(body_size)
 
     async def _fail(self, what: str, error: Exception) -> NoReturn:

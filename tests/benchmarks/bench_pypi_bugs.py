@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=2, help="bugs tried, and episodes played, at once")
-    parser.add_argument("--cache", type=Path, help="folder of packages and tasks; default: a new one")
+    parser.add_argument("--cache", type=Path, help="of an earlier run: nothing is made, and no rate printed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache, num_heldout = options.cache or Path(folder), int(options.tasks * HELDOUT_RATE)
@@ -121,7 +121,7 @@ def main() -> None:
                 sandboxes=sandboxes,
             )
             tasks = [*world.tasks("train"), *world.tasks("heldout")]
-            if isinstance(scaffold, BashScaffold):
+            if isinstance(scaffold, BashScaffold) and options.cache is None:
                 minutes = (time.monotonic() - begin) / 60
                 print(f"{len(tasks)} tasks made in {minutes:.1f} min: {len(tasks) / minutes:.1f} a minute", flush=True)
             asyncio.run(measure(world, scaffold, tasks, options.concurrency))

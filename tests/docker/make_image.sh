@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make_image.sh FOLDER PYTHON [NAME]: make FOLDER/root of this machine's own programs, since no registry is asked in tests:
-# a shell, a few tools, and the standard library of the interpreter PYTHON. With a NAME, make an image of it.
+# a shell, a few tools, and the standard library of the interpreter PYTHON, compiled, as any image has it. With a NAME, make
+# an image of it.
 set -euo pipefail
 root=$1/root python=$2 name=${3:-}
 tools="sh bash cat ls mkdir rm cp mv ln mkfifo mknod chmod chown head tail yes sleep id env setsid nohup kill seq dd sed grep find
@@ -17,7 +18,7 @@ prefix=$("$python" -c 'import sys; print(sys.base_prefix)')
 binary=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
 standard=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 mkdir -p "$root$standard" "$root$prefix/bin"
-tar -C "$standard" --exclude=site-packages --exclude=dist-packages --exclude=test --exclude=__pycache__ --exclude='config-*' -c . | tar -C "$root$standard" -x
+tar -C "$standard" --exclude=site-packages --exclude=dist-packages --exclude=test --exclude='config-*' -c . | tar -C "$root$standard" -x
 cp -L "$binary" "$root$prefix/bin/python3"
 for file in "$binary" $(find "$root$standard" -name '*.so'); do
     for library in $(libraries "$file"); do copy "$library"; done

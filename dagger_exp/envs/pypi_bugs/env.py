@@ -12,7 +12,7 @@ from dagger_exp.envs.pypi_bugs.packages import Project
 from dagger_exp.envs.pypi_bugs.suites import RUNNER, Suites, in_work, runner_files
 from dagger_exp.envs.pypi_bugs.tampering import tampering
 from dagger_exp.envs.pypi_bugs.teacher import COPY, Bug, Seen, Teacher
-from dagger_exp.errors import EnvError
+from dagger_exp.errors import EnvError, SandboxError
 from dagger_exp.protocols import Sandbox, Scaffold
 from dagger_exp.scaffolds.session import ScaffoldSession
 from dagger_exp.seeding import integer
@@ -70,7 +70,10 @@ class PypiBugsEnv:
         self._session = ScaffoldSession(self._scaffold, self._sandbox)
         sources = [path for path in self._content if path.split("/")[0] in self._project.folders]
         copy = {f"{COPY}/{path}": self._content[path] for path in sources}
-        await self._sandbox.write_files(in_work({**self._content, **copy, **runner_files()}))
+        try:
+            await self._sandbox.write_files(in_work({**self._content, **copy, **runner_files()}))
+        except OSError as error:
+            raise EnvError(f"the files of {self._task.id} cannot be written; raise sandbox.limits.disk_mib.") from error
         self._seen = Seen(await self._digests(self._sandbox))
         system = [Message("system", self._scaffold.instructions)] if self._scaffold.instructions else []
         return [*system, Message("user", statement(self._project, self._task.data["visible"]))]
@@ -113,14 +116,19 @@ class PypiBugsEnv:
         self._seen = Seen(digests, has_tested, has_looked)
 
     async def _digests(self, sandbox: Sandbox) -> Mapping[str, str]:
-        """Return what tells the contents of the sources and of their copy apart; only regular files count."""
+        """Return what tells the contents of the sources and of their copy apart; only regular files have it.
+
+        Raises:
+            SandboxError: the sandbox runs no Python any more.
+        """
         paths = [*self._project.modules, *(f"{COPY}/{path}" for path in self._project.modules)]
         command = shlex.join(["python3", "-I", "-S", "-c", SURVEY, *paths])
         execution = await sandbox.exec(command, SURVEY_TIMEOUT_S)
+        *_, last = execution.output.splitlines() or [""]  # a shell may have warned before
         try:
-            return json.loads(execution.output)
-        except ValueError:  # the sandbox is so full of something that no program starts there: nothing is known
-            return {}
+            return json.loads(last)
+        except ValueError as error:
+            raise SandboxError(f"the sandbox of {self._task.id} cannot be looked into: {last}") from error
 
     async def _graded(self, result: StepResult, sandbox: Sandbox) -> StepResult:
         """Run the whole suite on what the agent leaves, and nothing else of the agent's."""

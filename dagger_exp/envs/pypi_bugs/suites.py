@@ -16,11 +16,11 @@ REPORT = "report.json"
 TIMEOUT_S = 60.0
 """For tests that wait; a loop without end is over sooner (`run_tests.CPU_S`)."""
 ENVIRONMENT = {
-    "LC_ALL": "C.UTF-8",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",  # so that a test that depends on an order fails always or never
     "PYTHONPATH": f"/work:{SITE}",
+    "PYTHONUTF8": "1",
     "TZ": "UTC",
 }
 COMMAND = f"env -u PYTHONPATH python3 -P -S -s -B {RUNNER} --report {REPORT}"
@@ -73,6 +73,8 @@ class Suites:
                 return _read(await sandbox.read_file(f"/work/{REPORT}"))
             except (FileNotFoundError, ValueError):
                 return Report(complaint=_ended(execution))
+        except OSError as error:  # what was handed in is larger than a sandbox's disk
+            return Report(complaint=f"the files cannot be written: {error}")
         finally:
             await sandbox.close()
 
