@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from dagger_exp.store.files import written_aside
 from dagger_exp.store.schema import SCHEMA, Row
 
-ROW_GROUP_TURNS = 1000
+ROW_GROUP_TURNS = 1200
 """Reading an episode decodes one row group: small enough for random access, large enough to compress well."""
 ROW_GROUP_TOKENS = 250_000
 """Ends a row group of long turns earlier, so that neither its decoding nor its memory grows with them."""
 
-_REPEATED = "run_id task_id stop_reason teacher_id engine chat_template_hash error actor finish_reason".split()
+_REPEATED = "run_id task_id stop_reason teacher_id engine chat_template_hash error actor action_error finish_reason".split()
 _WRITING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": _REPEATED,  # for token ids and free text a dictionary is larger and slower (measured)
