@@ -46,18 +46,27 @@ def bind(cfg: DictConfig) -> None:
         ConfigError: no such target, an argument it does not take or lacks, or a value of the wrong type.
     """
     for path, node in _targets(OmegaConf.to_container(cfg, resolve=True), ""):
-        if node["_target_"] is None:
-            _bind_nothing(path, node)
-            continue
-        try:
-            target = get_object(node["_target_"])
-        except Exception as error:
-            raise ConfigError(f"{path}._target_ is {node['_target_']}, which cannot be imported: {error}") from error
-        parameters = inspect.signature(target).parameters
-        given = {k: v for k, v in node.items() if not k.startswith("_")}
-        _bind_names(path, parameters, given.keys(), bool(node.get("_partial_")))
-        _bind_types(path, target, given)
+        bind_node(path, node)
     _bind_env(cfg)
+
+
+def bind_node(path: str, node: dict[str, Any]) -> None:
+    """Hold one `_target_` node, which stands at this path of a config, against the signature of its target.
+
+    Raises:
+        ConfigError: as `bind`.
+    """
+    if node["_target_"] is None:
+        _bind_nothing(path, node)
+        return
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise ConfigError(f"{path}._target_ is {node['_target_']}, which cannot be imported: {error}") from error
+    parameters = inspect.signature(target).parameters
+    given = {k: v for k, v in node.items() if not k.startswith("_")}
+    _bind_names(path, parameters, given.keys(), bool(node.get("_partial_")))
+    _bind_types(path, target, given)
 
 
 def _bind_env(cfg: DictConfig) -> None:
@@ -65,7 +74,9 @@ def _bind_env(cfg: DictConfig) -> None:
     parameters = inspect.signature(get_object(cfg.env["_target_"])).parameters
     for group, argument in (("scaffold", "scaffold"), ("sandbox", "sandboxes")):
         if cfg[group].get("_target_") is not None and argument not in parameters:
-            raise ConfigError(f"this env runs no commands and takes no {group}; remove {group}=..., or choose another.")
+            raise ConfigError(
+                f"this env runs no commands and takes no {group}; remove {group}=..., or choose another env."
+            )
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,9 +122,10 @@ def _bind_types(path: str, target: Any, given: Mapping[str, Any]) -> None:
 
 
 def _named(hint: Any) -> str:
-    """Return a hint in words."""
+    """Return a hint in words; what YAML cannot write, as a tensor, is named only where there is nothing else."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(words.get(option, getattr(option, "__name__", str(option))) for option in _options(hint))
+    plain = [words[option] for option in _options(hint) if option in words]
+    return " or ".join(plain or [getattr(option, "__name__", str(option)) for option in _options(hint)])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

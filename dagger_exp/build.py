@@ -211,6 +211,8 @@ def build_trainer(
     cfg: DictConfig, folder: Path, callbacks: list[lightning.Callback], loggers: list[Logger]
 ) -> lightning.Trainer:
     """Build Lightning's trainer; it requeues nothing, since the command line does."""
+    if cfg.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise ConfigError("trainer.accelerator is gpu, and PyTorch finds none; choose trainer=cpu.")
     return make(
         cfg.trainer,
         default_root_dir=folder,

@@ -93,12 +93,16 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         raise ConfigError("labeler=none leaves nothing to train on; choose labeler=all, or use dagger-collect.")
     if command != "evaluate":
         _check_budget(typed)
+    elif not (typed.student.get("init") or typed.student.get("path")):
+        raise ConfigError("dagger-evaluate needs a student; name one, as in student.init=outputs/runs/FOLDER.")
     if command == "collect" and typed.store is not None and typed.demonstrations.get("_target_") is not None:
         raise ConfigError(
             "demonstrations make round 0, which the store has already; leave out store or demonstrations."
         )
     if command == "train":
         _check_training(typed)
+    if OmegaConf.select(typed, "demonstrations.files") in ("", []):
+        raise ConfigError("demonstrations.files is empty; name a file, as in demonstrations.files=[FILE].")
     bind(typed)
 
 

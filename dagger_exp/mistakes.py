@@ -65,6 +65,11 @@ def unknown(name: str, known: Iterable[str], command: str = "") -> str:
     return f"{name} is unknown; see dagger-{command} --help." if command else f"{name} is unknown; remove it."
 
 
+def groups() -> list[str]:
+    """Return the groups, as they lie on the disk."""
+    return sorted(path.name for path in Path(CONF_FOLDER).iterdir() if path.is_dir())
+
+
 def options(group: str) -> list[str]:
     """Return the options of a group, as they lie on the disk."""
     return sorted(path.stem for path in (Path(CONF_FOLDER) / group).glob("*.yaml"))
@@ -106,7 +111,7 @@ def _sentence(error: Exception, config_name: str, overrides: Sequence[str], key:
     prefix = f"conf/{where}.yaml: " if where else ""
     if name := _first(r"Could not override '([^']*)'", text) or (key if "not in" in cause else ""):
         known = _known_keys(config_name, [o for o in overrides if not o.lstrip("+~").startswith(name)])
-        return prefix + unknown(name, known, config_name)
+        return prefix + unknown(name, [*known, *groups()], config_name)
     if "Config group override must be" in text:
         return _wrong_option(overrides)
     for pattern, sentence in MENDS.items():

@@ -119,6 +119,11 @@ class Sandbox(Protocol):
 class Sandboxes(Protocol):
     """Starts sandboxes, some of them ahead of time, and never more than a cap."""
 
+    @property
+    def python(self) -> str:
+        """What tells their `python3` from others before one is started: its version, or the image that has it."""
+        ...
+
     def check(self) -> None:
         """Look whether this machine can start one; raises `ConfigError` that names what is missing."""
         ...

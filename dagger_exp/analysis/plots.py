@@ -57,6 +57,7 @@ def save_plots(folder: Path, curves: Curves, axis: str, suffix: str = "") -> Non
         axis: of `AXIS_TITLES`; the mixture is always against the round, which decides it.
         suffix: of the files' names, where there are several comparisons.
     """
+    curves = {label: points for label, points in curves.items() if points}  # what has only begun is no line
     with rc_context(STYLE):
         figures = {
             "success": success_figure(curves, axis),
@@ -72,7 +73,7 @@ def save_plots(folder: Path, curves: Curves, axis: str, suffix: str = "") -> Non
 
 def success_figure(curves: Curves, axis: str) -> Figure:
     """Return success on held-out tasks against an axis, with 95 % intervals as bands."""
-    figure, axes = _figure("success rate on held-out tasks", axis, curves)
+    figure, axes = _figure("success rate on held-out tasks, mean and 95 % interval", axis, curves)
     axes.set_ylim(-0.02, 1.02)
     _draw(axes, curves, axis, "success_rate", band=True)
     return figure

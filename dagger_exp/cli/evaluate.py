@@ -51,7 +51,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     metrics, reasons = evaluation_metrics(episodes), dict(stop_reasons(episodes))
     write_json(folder / "evaluation.json", {**metrics, "stop_reasons": reasons})
     for name, value in metrics.items():
-        print(f"  {name:24} {value:.4g}")
+        if "/num_stop_" not in name:  # all in one line below
+            print(f"  {name:24} {value:.4g}")
     print(f"  {'stop reasons':24} {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
     lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
     terminal.finish(lies=lies, also={"dagger-evaluate evaluation.temperature=1.0 ...": "the same tasks, sampled"})

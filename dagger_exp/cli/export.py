@@ -37,7 +37,7 @@ def main() -> None:
     try:
         view = opened(options.path)
         speakers = Speakers(decoder(view.folder.parent / "student"))
-        rounds = options.rounds or view.rounds()
+        rounds = closed(view, options.rounds)
         num_rows = write_rows(options.out, exported_rows(view, rounds, options.only, speakers))
     except (DaggerError, OSError) as error:
         sys.exit(complain(error))
@@ -59,13 +59,36 @@ def opened(path: Path) -> StoreView:
     return Store.open(folder)
 
 
+def closed(view: StoreView, wanted: Sequence[int] | None) -> Sequence[int]:
+    """Return the rounds that are wanted, all that are closed where None is.
+
+    Raises:
+        UserError: one of them is not closed.
+    """
+    known = view.rounds()
+    for index in wanted or ():
+        if index not in known:
+            raise UserError(f"--rounds {index} is no closed round: choose of {', '.join(map(str, known)) or 'none'}.")
+    return wanted or known
+
+
 def decoder(student: Path) -> Callable[[Sequence[int]], str] | None:
-    """Return what turns token ids into text, special tokens too; None where a run has saved no student."""
+    """Return what turns token ids into text, special tokens too; None where a run has saved no student.
+
+    Raises:
+        UserError: the tokenizer in that folder cannot be read.
+    """
     if not (student / "tokenizer_config.json").is_file():
         return None
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(student))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(student))
+    except Exception as error:  # whatever tokenizers, transformers or the JSON parser make of a damaged file
+        raise UserError(
+            f"the tokenizer in {student} cannot be read ({' '.join(str(error).split())}): restore the folder from a "
+            "copy, or move it away, and each observation is one message of the user."
+        ) from error
     return partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

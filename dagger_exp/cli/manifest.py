@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import secrets
+import shutil
 import subprocess
 import time
 from datetime import datetime
@@ -105,6 +106,9 @@ def slug(text: str) -> str:
 
 
 def _commit() -> str:
+    """Return the commit of this code; "" outside of a checkout, or where there is no git."""
+    if shutil.which("git") is None:
+        return ""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
     return found.stdout.strip()

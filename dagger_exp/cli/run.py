@@ -6,6 +6,7 @@ import atexit
 import errno
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -32,8 +33,8 @@ from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.schema import register_schema
 from dagger_exp.training.preemption import PREEMPTION
 
-FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json"}
-"""What a run folder holds before anything has happened in it."""
+WORK = ("rounds/[0-9]*/**/*", "eval/*", "checkpoints/*", "evaluation.json")
+"""Files that tell that something has happened in a run folder."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """A full disk, a file that may not grow, a quota that is used up."""
 Job = Callable[[DictConfig, Path], None]
@@ -62,8 +63,8 @@ def run_command(command: str, job: Job) -> None:
             )()
     except JobError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was submitted goes on by itself, see: dagger-sweep status FOLDER", file=sys.stderr)
+    except KeyboardInterrupt as error:  # of a sweep; of a run, while it was loading
+        print(f"\ninterrupted{error}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +79,7 @@ def guarded(job: Job, cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        with told(folder, keep=in_sweep):
+        with told(folder, in_sweep=in_sweep):
             log_to(folder / "train.log")
             job(cfg, folder)
     except SystemExit as end:
@@ -91,10 +92,10 @@ def guarded(job: Job, cfg: DictConfig) -> None:
 
 
 @contextmanager
-def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
+def told(folder: Path, *, in_sweep: bool = False) -> Iterator[None]:
     """Write `status.json`, and turn what goes wrong into a sentence and an exit code.
 
-    A new folder in which nothing has happened before a mistake of the user is removed, but for `keep`.
+    A new folder in which nothing has happened before a mistake of the user is removed, but in a sweep.
     """
     is_new = {path.name for path in folder.iterdir()} <= {".hydra"}
     try:
@@ -102,31 +103,37 @@ def told(folder: Path, *, keep: bool = False) -> Iterator[None]:
         yield
         _status(folder, "finished")
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - our own mistakes too are told, and shown whole
-        sys.exit(ended(folder, error, may_discard=is_new and not keep))
+        sys.exit(ended(folder, error, is_new=is_new, in_sweep=in_sweep))
 
 
-def ended(folder: Path, error: BaseException, *, may_discard: bool) -> int:
+def ended(folder: Path, error: BaseException, *, is_new: bool, in_sweep: bool) -> int:
     """Say what has ended a run, and return the exit code."""
     if PREEMPTION.heard is not None:  # whatever came of it: some imports make an error of what interrupts them
-        return stopped(folder, PREEMPTION.heard)
+        return stopped(folder, PREEMPTION.heard, again(folder, in_sweep=in_sweep))
     if isinstance(error, KeyboardInterrupt):
         _failed(folder, "interrupted")
-        command = f"{began_as(folder)} resume={folder}"
+        command = again(folder, in_sweep=in_sweep)
         print(f"\ninterrupted; nothing that was committed is lost. Go on with:\n  {command}", file=sys.stderr)
         return 130
-    is_said = isinstance(error, DaggerError | OSError)
-    _failed(folder, "failed", str(error) if is_said else f"{type(error).__name__}: {error}")
-    cause = error if is_said else full_disk(error)
-    if not isinstance(cause, DaggerError | OSError):
+    cause = error if isinstance(error, DaggerError | OSError) else full_disk(error)
+    _failed(folder, "failed", f"{type(error).__name__}: {error}" if cause is None else str(cause))
+    if cause is None:
         traceback.print_exception(error)
         return 1
     code = complain(cause)
-    if may_discard and isinstance(error, UserError):
+    if is_new and not in_sweep and isinstance(error, UserError):
         discard(folder)
     return code
 
 
-def stopped(folder: Path, heard: signal.Signals) -> int:
+def again(folder: Path, *, in_sweep: bool) -> str:
+    """Return the command that goes on with a run, or with the sweep that it is a job of."""
+    if in_sweep:
+        return f"dagger-sweep resume {shlex.quote(str(folder.parent))}"
+    return f"{began_as(folder)} {shlex.quote(f'resume={folder}')}"
+
+
+def stopped(folder: Path, heard: signal.Signals, command: str) -> int:
     """Say that a signal has ended the run, have it started again where that is ours to do, and return the exit code."""
     if not is_first_process():
         return 0  # the first one says what happened, and has the job started again
@@ -136,7 +143,7 @@ def stopped(folder: Path, heard: signal.Signals) -> int:
     if not is_over and requeue(heard):
         print(f"\n{heard.name}: saved; SLURM starts this job again, and it goes on.", file=sys.stderr)
     else:
-        print(f"\n{heard.name}: saved. Go on with:\n  {began_as(folder)} resume={folder}", file=sys.stderr)
+        print(f"\n{heard.name}: saved. Go on with:\n  {command}", file=sys.stderr)
     return 128 + heard
 
 
@@ -148,8 +155,9 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a run folder in which nothing has happened yet; any other file keeps it."""
-    if {path.name for path in (*folder.iterdir(), *(folder / "rounds").rglob("*"))} <= FIRST_FILES:
+    """Remove a run folder in which nothing has happened yet: what was prepared in it was for nothing."""
+    if not any(path.is_file() for pattern in WORK for path in folder.glob(pattern)):
+        _finish_wandb(1)  # or it goes on writing
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # what W&B's threads still say goes nowhere
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):

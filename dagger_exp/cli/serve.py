@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from omegaconf import OmegaConf
+
+from dagger_exp.binding import bind_node
 from dagger_exp.cli.complaints import complain
 from dagger_exp.config import compose_checked
 from dagger_exp.errors import ConfigError, UserError
@@ -54,7 +57,9 @@ def _student_line(cfg: Any) -> tuple[Any, list[str]]:
     path = cfg.student.get("path") or cfg.student.get("init")
     if path is None:
         raise ConfigError("this student's weights exist in its run only, which serves them itself; name student.path.")
-    server = _server(cfg.engine.server)
+    settings: Any = OmegaConf.to_container(cfg.engine.server, resolve=True)
+    bind_node("engine.server", settings)
+    server = _server(settings)
     weights, rank = _weights(Path(path))
     if rank is None and cfg.student.finetuning == "lora":
         rank = cfg.student.lora.rank
@@ -81,8 +86,11 @@ def _weights(path: Path) -> tuple[str, int | None]:
 def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
     if "endpoint" not in cfg.teacher or cfg.teacher.model is None:
         raise ConfigError("dagger-serve teacher needs teacher=vllm teacher.model=FOLDER, or another served teacher.")
-    place = urlsplit(cfg.teacher.endpoint.address)
-    server = _server({"host": place.hostname or "127.0.0.1", "port": place.port or 8000})
+    place = urlsplit(address := str(cfg.teacher.endpoint.address))
+    try:
+        server = _server({"host": place.hostname or "127.0.0.1", "port": place.port or 8000})
+    except ValueError as error:
+        raise ConfigError(f"teacher.endpoint.address is {address}; write http://HOST:PORT.") from error
     return server, server.command(cfg.teacher.model, name=cfg.teacher.model)
 
 

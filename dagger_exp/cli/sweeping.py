@@ -88,7 +88,11 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
         ]
         record(found, command, typed)
         if wanted:
-            launch(hydra, found, wanted, task)
+            try:
+                launch(hydra, found, wanted, task)
+            except KeyboardInterrupt as error:
+                again = f"dagger-sweep resume {found.folder}"
+                raise KeyboardInterrupt(f"; what was started goes on, the rest with:\n  {again}") from error
     summarize(found.folder, [job.name for job in found.jobs])
 
 

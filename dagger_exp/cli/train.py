@@ -1,6 +1,6 @@
 """dagger-train: the main job.
 
-dagger-train                                    DAgger on repo_repair, two minutes on a laptop
+dagger-train                                    DAgger on repo_repair, a minute or two on a laptop
 dagger-train method=sft seed=3                  another method, another seed
 dagger-train schedule=linear schedule.floor=0.2 another beta
 dagger-train resume=outputs/runs/FOLDER         go on where a run was interrupted

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from dagger_exp.rollout.metrics import failure_rates
+from dagger_exp.rollout.metrics import failure_rates, stop_counts
 from dagger_exp.types import Episode
 
 MAX_INFRASTRUCTURE_RATE = 0.02
@@ -44,6 +44,7 @@ def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "eval/num_failed": len(episodes) - len(counted),
         "eval/turns_per_episode": num_turns / max(1, len(counted)),
         **failure_rates("eval", counted),
+        **stop_counts("eval", episodes),
     }
     if counted and len(episodes) - len(counted) <= MAX_INFRASTRUCTURE_RATE * len(episodes):
         rate = wilson(sum(episode.solved for episode in counted), len(counted))

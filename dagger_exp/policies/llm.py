@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from dagger_exp.chat import Chat
-from dagger_exp.errors import ContextError
+from dagger_exp.errors import ContextError, PolicyError
 from dagger_exp.protocols import Engine, Env, Sampling, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, Usage
+
+CACHED_MESSAGES = 4096
+"""Answers that are read again with every later turn of their episode."""
+
+
+class AnswerError(PolicyError):
+    """A teacher's answer is no label; `usage` is what it has cost all the same."""
+
+    def __init__(self, text: str, usage: Usage) -> None:
+        super().__init__(text)
+        self.usage = usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +83,7 @@ class ModelTeacher(LanguagePolicy):
     id: str = "teacher"
 
     async def act(self, state: State, env: Env) -> Response:
-        """Return the action; raises `ContextError` where the conversation is too long for this model."""
+        """Return the action; raises `AnswerError`, or `ContextError` where the conversation is too long for it."""
         prompt_ids = self.chat.open(normalized(state.messages, self.scaffold)).prompt_ids
         if len(prompt_ids) + self.max_new_tokens > self.max_context_tokens:
             raise ContextError(f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}.")
@@ -79,9 +91,22 @@ class ModelTeacher(LanguagePolicy):
         generation = await self.engine.generate(prompt_ids, sampling)
         usage = Usage(len(prompt_ids), len(generation.token_ids))
         [message] = normalized([self.chat.parse(generation.token_ids)], self.scaffold)
-        return Response(message, finish_reason=generation.finish_reason, usage=usage)
+        return whole(Response(message, finish_reason=generation.finish_reason, usage=usage), self.id)
+
+
+def whole(answer: Response, teacher_id: str) -> Response:
+    """Return a teacher's answer; raises `AnswerError` where it says nothing or was cut before its end."""
+    if answer.finish_reason == "length" or not (answer.message.content or answer.message.tool_calls):
+        said = f"the answer of {teacher_id} is empty or was cut: raise teacher.max_new_tokens"
+        raise AnswerError(said, answer.usage)
+    return answer
 
 
 def normalized(messages: Sequence[Message], scaffold: Scaffold | None) -> list[Message]:
     """Return messages with the calls of both roles as calls, whoever's format they were written in."""
-    return [scaffold.normalized(m) if scaffold and m.role == "assistant" else m for m in messages]
+    return [_normalized(m, scaffold) if scaffold and m.role == "assistant" else m for m in messages]
+
+
+@lru_cache(maxsize=CACHED_MESSAGES)
+def _normalized(message: Message, scaffold: Scaffold) -> Message:
+    return scaffold.normalized(message)

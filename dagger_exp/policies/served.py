@@ -10,7 +10,7 @@ from typing import Any
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
 from dagger_exp.errors import ConfigError, PolicyError
-from dagger_exp.policies.llm import normalized
+from dagger_exp.policies.llm import normalized, whole
 from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
@@ -63,7 +63,14 @@ class ServedPolicy:
         return self._id or self.model or "served"
 
     async def act(self, state: State, env: Env) -> Response:
-        """Return the answer; raises `EngineError`, or `ContextError` where the conversation is too long for it."""
+        """Return the answer.
+
+        Raises:
+            AnswerError: it is empty or was cut.
+            ContextError: the conversation is too long for the model.
+            EngineError: the server refuses or has failed.
+            PolicyError: the answer is in a form that is not understood.
+        """
         messages = normalized(state.messages, self.scaffold)
         body = {"model": self.model, "messages": [_row(*at) for at in enumerate(messages)], **self.request}
         answer = await self.endpoint.post("/v1/chat/completions", body)
@@ -72,13 +79,12 @@ class ServedPolicy:
             [message] = normalized([_message(choice["message"])], self.scaffold)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise PolicyError(f"{self.endpoint.address} answers in a form that is not understood: {error!r}") from error
-        if choice.get("finish_reason") == "length" or not (message.content or message.tool_calls):
-            raise PolicyError(f"the answer of {self.id} is empty or was cut: raise teacher.max_new_tokens.")
-        return Response(
+        response = Response(
             message=message if self.keep_reasoning or not message.reasoning else replace(message, reasoning=""),
             finish_reason=choice.get("finish_reason") or "stop",
             usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
         )
+        return whole(response, self.id)
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
         """Return the log-probabilities of given tokens, which a vLLM server tells."""

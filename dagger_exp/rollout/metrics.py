@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dagger_exp.types import Actor, Episode, StopReason, Turn
@@ -31,6 +32,7 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "rollout/success_rate": share(episode.solved for episode in counted),
         "rollout/turns_per_episode": len(turns) / max(1, len(counted)),
         **failure_rates("rollout", counted),
+        **stop_counts("rollout", episodes),
     }
 
 
@@ -50,6 +52,12 @@ def failure_rates(split: str, counted: Sequence[Episode]) -> dict[str, float]:
         f"{split}/syntax_error_rate": share(turn.action_error == "syntax" for turn in actions),
         f"{split}/runtime_error_rate": share(turn.action_error == "runtime" for turn in actions),
     }
+
+
+def stop_counts(split: str, episodes: Iterable[Episode]) -> dict[str, int]:
+    """Return how often each stop reason occurred, also those that did not, so that every round has every count."""
+    counts = Counter(episode.stop_reason for episode in episodes)
+    return {f"{split}/num_stop_{reason.value}": counts[reason] for reason in StopReason}
 
 
 def _num_tokens(turn: Turn) -> int:

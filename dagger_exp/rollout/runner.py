@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 
 from dagger_exp.chat import Chat, Prompt
 from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
-from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.llm import AnswerError, LanguagePolicy
 from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
@@ -184,6 +184,8 @@ class Runner:
         except ContextError:
             raise
         except PolicyError as error:
+            if isinstance(error, AnswerError):
+                self.budget.spend(error.usage)
             raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
         self.budget.spend(answer.usage)
         return answer

@@ -44,6 +44,11 @@ class ApptainerSandboxes(Pool):
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
         self.image = image
 
+    @property
+    def python(self) -> str:
+        """The image."""
+        return str(self.image)
+
     def check(self) -> None:
         """Look whether apptainer and the image are there; raises `ConfigError`."""
         if os.getuid() == 0:

@@ -16,7 +16,7 @@ from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.process import start_process
-from dagger_exp.sandboxes.session import Session, init_command
+from dagger_exp.sandboxes.session import OWN_PYTHON, Session, init_command
 
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/mime.types")
@@ -47,11 +47,16 @@ class BubblewrapSandboxes(Pool):
     def __init__(self, *, run_id: str, limits: Limits, max_live: int = 16, num_ready: int = 2) -> None:
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
 
+    @property
+    def python(self) -> str:
+        """The version of the interpreter that runs this."""
+        return OWN_PYTHON
+
     def check(self) -> None:
         """Look whether bubblewrap is there and may do its work; raises `ConfigError`."""
         if shutil.which("bwrap") is None:
             raise ConfigError("sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).")
-        command = [*_namespaces(), *_system(), "--", "python3", "-c", ""]
+        command = [*_namespaces(), *_system(), "--", OWN_PYTHON, "-c", ""]
         tried = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if tried.returncode:
             said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
@@ -72,6 +77,7 @@ class BubblewrapSandboxes(Pool):
             uid=uid,
             maps_user=True,
             counts_processes=uid is not None or _kernel() >= OWN_COUNT,
+            runs_own_python=True,
         )
         return await start_process([*_namespaces(), *_system(), *mounts, *SEAL, "--", *init])
 

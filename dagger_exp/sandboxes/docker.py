@@ -52,6 +52,11 @@ class DockerSandboxes(Pool):
         self._clients = Clients()
         self._users: dict[str, str] = {}
 
+    @property
+    def python(self) -> str:
+        """The image."""
+        return str(self.image)
+
     def check(self) -> None:
         """Look whether a daemon answers and has the image; raises `ConfigError`."""
         try:

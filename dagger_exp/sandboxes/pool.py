@@ -46,6 +46,11 @@ class Pool(ABC):
         self.num_ready = num_ready
         self._held: Held | None = None
 
+    @property
+    @abstractmethod
+    def python(self) -> str:
+        """What tells their `python3` from others before one is started: its version, or the image that has it."""
+
     @abstractmethod
     def check(self) -> None:
         """Look whether this machine can start one; raises `ConfigError` that names what is missing."""

@@ -14,8 +14,7 @@ from dagger_exp.scaffolds.commands import Commands
 from dagger_exp.types import Message, StepResult, ToolCall
 
 SUBMIT = "submit"
-BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE)
-OPENED = re.compile(r"^`{3,}bash[ \t]*$", re.MULTILINE)
+FENCE = re.compile(r"^(`{3,})([^\n`]*)$", re.MULTILINE)
 FORM = "Answer with exactly one block of this form:\n\n```bash\nls\n```"
 INSTRUCTIONS = f"""You work in a Linux shell, in the folder /work. {FORM}
 
@@ -46,14 +45,12 @@ class BashScaffold:
 
     def read(self, message: Message) -> ToolCall:
         """Return the block of a message; raises `MalformedAction` where it has none, several, or an empty one."""
-        text = after_thought(message.content)
-        blocks = [found["text"] for found in BLOCK.finditer(text) if found["kind"].strip() == "bash"]
+        blocks, is_open = _blocks(after_thought(message.content, lambda before: _blocks(before)[1]))
         if message.tool_calls:
             raise MalformedAction(f"There are no tools here. {FORM}")
         if len(blocks) > 1:
             raise MalformedAction(f"There are {len(blocks)} blocks, and none was run. {FORM}")
         if not blocks:
-            is_open = OPENED.search(BLOCK.sub("", text))
             raise MalformedAction(f"{'The block is not closed' if is_open else 'There is no block of bash'}. {FORM}")
         if not blocks[0].strip():
             raise MalformedAction(f"The block is empty. {FORM}")
@@ -77,6 +74,23 @@ class BashScaffold:
     def is_submit(self, call: ToolCall) -> bool:
         """Return whether the block is the word `submit`."""
         return _command(call).strip() == SUBMIT
+
+
+def _blocks(text: str) -> tuple[list[str], bool]:
+    """Return the blocks of bash of a text, and whether it has one that is not closed."""
+    fences = list(FENCE.finditer(text))
+    last = {fence[1]: fence.start() for fence in fences if not fence[2].strip(" \t")}  # that can close, by its length
+    blocks, is_open = [], False
+    opening: re.Match[str] | None = None
+    for fence in fences:
+        if opening is None:
+            is_closed = last.get(fence[1], -1) > fence.start()
+            opening = fence if is_closed else None
+            is_open |= not is_closed and fence[2].strip() == "bash"
+        elif fence[1] == opening[1] and not fence[2].strip(" \t"):
+            blocks += [text[opening.end() + 1 : fence.start()]] if opening[2].strip() == "bash" else []
+            opening = None
+    return blocks, is_open
 
 
 def _command(call: ToolCall) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dagger_exp.errors import MalformedAction
@@ -13,9 +13,9 @@ from dagger_exp.types import ToolCall
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 JSON_FORM = '<tool_call>\n{"name": "execute_bash", "arguments": {"command": "ls"}}\n</tool_call>'
 TAG_FORM = "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
-THOUGHT = re.compile(r"\A(?:.*?</think>|\s*<think>.*)", re.DOTALL)
-FUNCTION = re.compile(r"<function=([^>\n]*)>\s*(.*?)</function>(?=\s*</tool_call>)", re.DOTALL)
-PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)</function>(?=\s*</tool_call>)", re.DOTALL)
+PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?", re.DOTALL)
+PARAMETER_END = re.compile(r"</parameter>\s*(?=<parameter=|\Z)")
 """A value may hold what ends it, as long as no other parameter or the end of the call stands behind that."""
 NO_JSON = (ValueError, RecursionError)
 """What reading a text as JSON raises: one that is nested too deeply is none either."""
@@ -31,14 +31,24 @@ class Found(NamedTuple):
     is_tagged: bool = False
 
 
-def after_thought(text: str) -> str:
-    """Return what a model says when it has thought; a call within a thought is not meant."""
-    return THOUGHT.sub("", text)
+def after_thought(text: str, is_open: Callable[[str], bool]) -> str:
+    """Return what a model says when it has thought; a call within a thought is not meant.
+
+    A chat template may have begun the thought, so that the text has its end alone.
+
+    Args:
+        text: of the message.
+        is_open: whether a call begins in a text and does not end there; then its arguments hold what looks like an end.
+    """
+    before, ended, after = text.partition("</think>")
+    if text.lstrip().startswith("<think>"):
+        return after
+    return text if not ended or is_open(before) else after
 
 
 def find_call(text: str) -> Found:
     """Return the one call of a text; raises `MalformedAction`."""
-    said = after_thought(text)
+    said = after_thought(text, lambda before: before.rfind(OPEN) > before.rfind(CLOSE))
     _, opened, rest = said.partition(OPEN)
     if not opened:
         raise malformed("There is no tool call.", text)
@@ -92,6 +102,15 @@ def loaded(arguments: str) -> Any:
         raise malformed(f"The arguments are no JSON ({error}).") from error
 
 
+def parameters(body: str) -> list[tuple[str, str]]:
+    """Return the names and values of tagged parameters; raises `ValueError` where one is not closed."""
+    *texts, rest = PARAMETER_END.split(body.strip())
+    found = [PARAMETER.fullmatch(text) for text in texts]
+    if rest or None in found:
+        raise ValueError("a parameter is not closed")
+    return [(pair[1].strip(), pair[2]) for pair in found if pair]
+
+
 def written(call: ToolCall) -> str:
     """Return a call as text, whatever its arguments are."""
     return f'{OPEN}\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n{CLOSE}'
@@ -113,10 +132,12 @@ def _tagged(rest: str) -> tuple[str, dict[str, str], str]:
     found = FUNCTION.match(rest)
     if found is None:
         raise malformed("The call does not end with </function>.", rest)
-    body = found[2].strip()
-    pairs = [(pair[1].strip(), pair[2]) for pair in PARAMETER.finditer(body)]
-    if PARAMETER.sub("", body).strip() or len({key for key, _ in pairs}) != len(pairs):
-        raise malformed("A parameter is not closed, or stands there twice.", rest)
+    try:
+        pairs = parameters(found[2])
+    except ValueError as error:
+        raise malformed("A parameter is not closed.", rest) from error
+    if len(dict(pairs)) != len(pairs):
+        raise malformed("A parameter stands there twice.", rest)
     return found[1].strip(), dict(pairs), rest[found.end() :]
 
 

@@ -17,7 +17,9 @@ ROW_GROUP_TURNS = 1200
 ROW_GROUP_TOKENS = 250_000
 """Ends a row group of long turns earlier, so that neither its decoding nor its memory grows with them."""
 
-_REPEATED = "run_id task_id stop_reason teacher_id engine chat_template_hash error actor action_error finish_reason".split()
+_REPEATED = (
+    "run_id task_id stop_reason teacher_id engine chat_template_hash error actor action_error finish_reason".split()
+)
 _WRITING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": _REPEATED,  # for token ids and free text a dictionary is larger and slower (measured)

@@ -26,12 +26,18 @@ class Preemption:
     def __init__(self) -> None:
         self.heard: signal.Signals | None = None
         self._is_held = False
+        self._is_listening = False
 
     def listen(self) -> None:
         """Hear the signals from now on, whoever else did (submitit and Lightning would requeue too)."""
-        self._is_held = False
+        self._is_held, self._is_listening = False, True
         for number in SIGNALS:
             signal.signal(number, self._hear)
+
+    def keep_listening(self) -> None:
+        """Take the signals back: Lightning's handler of TERM waits for all processes, which wait in theirs."""
+        if self._is_listening:
+            self.listen()
 
     def hold(self) -> None:
         """Let no signal interrupt what comes."""

@@ -22,6 +22,7 @@ from dagger_exp.protocols import Engine, Mixing
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.seeding import draw
 from dagger_exp.store.files import VISIBLE_S
+from dagger_exp.training.preemption import PREEMPTION, Preemption
 from dagger_exp.training.record import RunRecord
 from dagger_exp.types import Episode, Key
 
@@ -82,6 +83,7 @@ class RoundCallback(lightning.Callback):
         num_labels: label budget of each round, or None.
         num_episodes: episodes of each round, or None; exactly one of the two is given.
         stop_at_success: ends the run when the student's success rate reaches this; None never.
+        preemption: signals that may end the run.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class RoundCallback(lightning.Callback):
         num_labels: Sequence[int] | None = None,
         num_episodes: int | None = None,
         stop_at_success: float | None = None,
+        preemption: Preemption = PREEMPTION,
     ) -> None:
         if (num_labels is None) == (num_episodes is None):
             raise ConfigError("give exactly one of rounds.labels and rounds.tasks.")
@@ -104,7 +107,7 @@ class RoundCallback(lightning.Callback):
         self.store = collector.store
         self.record, self.progress = record, progress
         self.num_rounds, self.num_labels, self.num_episodes = num_rounds, num_labels, num_episodes
-        self.stop_at_success = stop_at_success
+        self.stop_at_success, self.preemption = stop_at_success, preemption
         collector.runner.watchdog.say = progress.warn
         self.losses: dict[int, list[float]] = {}
         self.seconds: dict[int, float] = {}
@@ -118,6 +121,7 @@ class RoundCallback(lightning.Callback):
         Returns:
             False where there is nothing left to train on: the last round is over, or the student is good enough.
         """
+        self.preemption.keep_listening()  # this is the first that Lightning calls once it has put in its own handlers
         over, failure = False, None
         if trainer.is_global_zero:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -244,8 +245,11 @@ def from_folder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _adapted(_whole(source, checkpoint, dtype), finetuning, lora)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"no student could be loaded from {path}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"no student could be loaded from {path}: {said}; restore the folder, or give a checkpoints/last.ckpt."
+        ) from error
     return Student(model, tokenizer, max_context_tokens, None if checkpoint else source, chat_options)
 
 

@@ -27,6 +27,7 @@ from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Message, StopReason, Task, ToolCall
 
 HELDOUT_RATE = 0.25
+SCAFFOLDS = {"bash": BashScaffold, "tools": ToolScaffold}
 Agent = Callable[[PypiBugsEnv, Scaffold, int], Message]
 
 
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=2, help="bugs tried, and episodes played, at once")
     parser.add_argument("--cache", type=Path, help="of an earlier run: nothing is made, and no rate printed")
+    parser.add_argument("--scaffolds", nargs="+", choices=SCAFFOLDS, default=list(SCAFFOLDS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache, num_heldout = options.cache or Path(folder), int(options.tasks * HELDOUT_RATE)
@@ -111,7 +113,8 @@ def main() -> None:
         for package in listed().values():
             packages.project(package)
         begin = time.monotonic()
-        for scaffold in (BashScaffold(), ToolScaffold()):
+        for name in options.scaffolds:
+            scaffold = SCAFFOLDS[name]()
             world = PypiBugs(
                 cache_folder=cache,
                 num_train_tasks=options.tasks - num_heldout,
@@ -121,7 +124,7 @@ def main() -> None:
                 sandboxes=sandboxes,
             )
             tasks = [*world.tasks("train"), *world.tasks("heldout")]
-            if isinstance(scaffold, BashScaffold) and options.cache is None:
+            if name == options.scaffolds[0] and options.cache is None:
                 minutes = (time.monotonic() - begin) / 60
                 print(f"{len(tasks)} tasks made in {minutes:.1f} min: {len(tasks) / minutes:.1f} a minute", flush=True)
             asyncio.run(measure(world, scaffold, tasks, options.concurrency))

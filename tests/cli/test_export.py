@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,18 @@ def test_mistakes_are_said_in_one_sentence(call: Call, store: Path, tmp_path: Pa
     other.mkdir(parents=True)
     (other / "store.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1, "run_id": "x"}))
     (tmp_path / "file").write_text("")
+    damaged = shutil.copytree(store, tmp_path / "damaged")
+    (damaged / "student").mkdir()
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (damaged / "student" / name).write_text("{")
     for arguments, sentence in [
         ([str(tmp_path), "--out", "o"], f"{tmp_path} is no store: give a run folder, or its rounds/ folder."),
         ([str(store), "--out", "no/o"], "no/o cannot be written (No such file or directory): give another file with"),
         ([str(store), "--out", "file/o"], "file/o cannot be written (Not a directory): give another file with --out."),
         ([str(store), "--out", "."], ". cannot be written ("),
         ([str(other), "--out", "o"], f"store.json has schema version {SCHEMA_VERSION + 1} and this code reads"),
-        ([str(store), "--out", "o", "--rounds", "1"], "resume the run to close the round"),
+        ([str(store), "--out", "o", "--rounds", "1"], "--rounds 1 is no closed round: choose of 0."),
+        ([str(damaged), "--out", "o"], f"the tokenizer in {damaged}/student cannot be read ("),
     ]:
         answer = call("export", *arguments)
         assert (answer.code, answer.out) == (2, "")

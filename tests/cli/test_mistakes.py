@@ -29,11 +29,14 @@ def files_in(folder: Path) -> list[str]:
         (["--foo"], "unrecognized arguments: --foo; overrides are KEY=VALUE without dashes, see --help."),
         (["--cfg"], "argument --cfg/-c: expected one argument; overrides are KEY=VALUE without dashes, see --help."),
         (["rounds.num_round=3"], "rounds.num_round is unknown; did you mean rounds.num_rounds?"),
+        (["methd=sft"], "methd is unknown; did you mean method?"),
         (["-m", "seed=0,1", "schedule=lnear"], "schedule=lnear does not exist; did you mean schedule=linear? "),
         (["-m", "seed=0,a"], "seed is 'a'; it must be a whole number."),
         (["--cfg", "job", "seed=a"], "seed is 'a'; it must be a whole number."),
         (["resume=/nowhere"], "resume=/nowhere is not a run folder: it has no .hydra/config.yaml."),
         (["resume=/nowhere", "seed=3"], "resume=FOLDER takes every choice from that run; remove the other arguments."),
+        (["optimizer.lr=fast"], "optimizer.lr is 'fast'; it must be a number."),
+        (["demonstrations=messages", "demonstrations.files=[]"], "demonstrations.files is empty; name a file, as in "),
         (["schedule.start=2"], "schedule.start is 2; a probability lies in [0, 1]."),
         (
             ["schedule=constant", "schedule.end=0"],
@@ -43,7 +46,8 @@ def files_in(folder: Path) -> list[str]:
         (["method=dagger_switch", "mixing.t_max.start=-1"], "a ramp needs 0 <= start <= cap."),
         (["student.init=/nowhere"], "student.init or student.path is /nowhere, which is not there; give a run or "),
         (["student.hidden_size=0"], "from_scratch refuses its values: "),
-        (["trainer.devices=0", "logger=csv"], "Trainer refuses its values: "),
+        (["trainer.devices=0"], "Trainer refuses its values: "),
+        (["teacher=openai", "teacher.model=x"], "error: the key for https://api.openai.com is missing: set the "),
         (["env.num_bugs=9"], "env.num_bugs and env.num_files: 1 <= num_bugs <= num_files, 2 <= num_files <= 8."),
         (["paths.output_folder=file/below"], "file/below/runs/"),
     ],
@@ -65,6 +69,19 @@ def test_the_console_script_says_so_without_loading_torch(tmp_path: Path) -> Non
     assert done.stdout == "dagger-train: loading rounds.num_round=3\n"
     assert done.stderr == "error: rounds.num_round is unknown; did you mean rounds.num_rounds?\n"
     assert files_in(tmp_path) == []
+
+
+def test_what_is_untrained_is_not_evaluated(call: Call, tmp_path: Path) -> None:
+    answer = call("evaluate")
+    assert answer.code == 2
+    assert answer.err == ("error: dagger-evaluate needs a student; name one, as in student.init=outputs/runs/FOLDER.\n")
+    assert files_in(tmp_path) == []
+
+
+def test_a_machine_without_git_knows_no_commit(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert call("collect", *QUICK, "rounds.labels=5", f"hydra.run.dir={tmp_path}/run").code == 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["commit"] == ""
 
 
 def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:

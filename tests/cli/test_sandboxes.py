@@ -18,7 +18,7 @@ def test_no_bubblewrap(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     programs.mkdir()
     (programs / "git").symlink_to(shutil.which("git") or "/usr/bin/git")
     monkeypatch.setenv("PATH", str(programs))
-    answer = call(command, *WORLD)
+    answer = call(command, *WORLD, f"student.init={programs}")
     assert answer.code == 2
     assert answer.err == ("error: sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).\n")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [programs / "git"]

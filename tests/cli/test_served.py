@@ -93,6 +93,14 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
         (("student", "engine=vllm"), "name student.path"),
         (("teacher",), "needs teacher=vllm"),
         (("teacher", "teacher=vlm"), "teacher=vlm"),
+        (
+            ("student", "student=qwen3_8b", "engine=vllm", "engine.server.port=x"),
+            "engine.server.port is 'x'; it must be a whole number or null.",
+        ),
+        (
+            ("teacher", "teacher=vllm", "teacher.model=x", "teacher.endpoint.address=http://a:b"),
+            "teacher.endpoint.address is http://a:b; write http://HOST:PORT.",
+        ),
     ],
 )
 def test_a_server_for_nothing_is_refused(call: Call, arguments: tuple[str, ...], words: str) -> None:
@@ -103,7 +111,8 @@ def test_a_server_for_nothing_is_refused(call: Call, arguments: tuple[str, ...],
 
 @pytest.mark.slow
 def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path) -> None:
-    lora = (*QUICK, "student.finetuning=lora")
+    enough = ("student.lora.rank=32", "rounds.labels=[120,60]", "rounds.steps=[60,20]", "optimizer.lr=0.01")
+    lora = (*QUICK, "student.finetuning=lora", *enough)  # for answers that end; one that is cut is no label
     assert call("train", *lora, f"hydra.run.dir={tmp_path}/run").code == 0
     rows = json.loads((tmp_path / "run/summary.json").read_text())["rounds"]
     for place in (tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"):
@@ -114,20 +123,19 @@ def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path)
     answer = call("serve", "student", "engine=vllm", "student=hf", f"student.path={tmp_path}/run")
     assert f"--model {tmp_path}/run/student/base " in answer.out  # where the untrained weights are
     assert "--enable-lora" in answer.out
-    taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=8")
+    taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=16")
     answer = call("train", *QUICK, *taught, f"hydra.run.dir={tmp_path}/taught")
     assert answer.code == 0, answer.err
 
 
 @pytest.mark.slow
 def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_path: Path) -> None:
-    quick = ("debug=default", "evaluation.tasks=2", "rounds.tasks=3", "rounds.labels=null", "rounds.num_rounds=1")
-    sizes = ("student.hidden_size=16", "student.num_layers=1", "student.num_heads=2", "student.intermediate_size=32")
-    trained = ("rounds.steps=2", *sizes, f"hydra.run.dir={tmp_path}/teacher")
+    quick = ("debug=default", "evaluation.tasks=2", "rounds.labels=null", "rounds.num_rounds=1")
+    trained = ("rounds.tasks=16", "rounds.steps=50", "optimizer.lr=0.005", f"hydra.run.dir={tmp_path}/teacher")
     assert call("train", *quick, *trained).code == 0
-    teacher = ("teacher=checkpoint", f"teacher.path={tmp_path}/teacher", "teacher.max_new_tokens=4")
+    teacher = ("teacher=checkpoint", f"teacher.path={tmp_path}/teacher", "teacher.max_new_tokens=16", "rounds.tasks=3")
     scoring = (*quick, *teacher, "labeler=teacher_logprobs", "labeler.num_top=2", "schedule.start=0.5")
-    answer = call("collect", *scoring, *sizes, f"hydra.run.dir={tmp_path}/scored")
+    answer = call("collect", *scoring, f"student.init={tmp_path}/teacher", f"hydra.run.dir={tmp_path}/scored")
     assert answer.code == 0, answer.err
     store = Store.open(tmp_path / "scored/rounds")
     turns = [one for episode in store.read(0).episodes(range(3)) for one in episode.turns]
@@ -138,5 +146,5 @@ def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_pa
     answer = call("collect", *scoring, "student=tiny_bytes", f"hydra.run.dir={tmp_path}/other")
     assert answer.code == 2
     assert "vocabularies of the student and of the teacher" in answer.err
-    answer = call("collect", *quick, "labeler=teacher_logprobs", f"hydra.run.dir={tmp_path}/scripted")
+    answer = call("collect", *quick, "rounds.tasks=3", "labeler=teacher_logprobs", f"hydra.run.dir={tmp_path}/scripted")
     assert "'scripted' gives no log-probabilities; choose labeler=all" in answer.err

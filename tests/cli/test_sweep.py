@@ -178,6 +178,21 @@ def test_a_run_that_is_signalled_goes_on_as_if_nothing_had_been(
     check_one_wandb_history(folder)
 
 
+@pytest.mark.kill
+def test_a_sweep_that_is_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:
+    command = [str(BIN / "dagger-train"), "-m", *LONG, "seed=0,1", "sweep_name=cut", f"paths.output_folder={tmp_path}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as process:
+        assert process.stdout is not None
+        assert any("collect" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith(f"Go on with:\n  dagger-sweep resume {tmp_path}/sweeps/cut\n")
+    assert "Traceback" not in said
+
+
 def signalled(folder: Path, place: str, heard: signal.Signals) -> int:
     """Start a run, send it a signal at a place of what it prints, and return its exit code."""
     command = [str(BIN / "dagger-train"), *LONG, f"hydra.run.dir={folder}"]

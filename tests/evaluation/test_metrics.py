@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dagger_exp.evaluation.metrics import Rate, evaluation_metrics, stop_reasons, wilson
+from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 
@@ -66,4 +67,12 @@ def test_malformed_turns_are_a_share_of_turns() -> None:
 def test_the_failure_table() -> None:
     counts = {"solved": 3, "max_turns": 2, "teacher": 1}
     assert stop_reasons(episodes(**counts)) == counts
-    assert list(evaluation_metrics([]).values()) == [0.0] * 8
+    assert set(evaluation_metrics([]).values()) == {0}
+
+
+def test_every_round_has_the_count_of_every_stop_reason() -> None:
+    counts = {"solved": 3, "max_turns": 2, "loop": 1, "teacher": 1}
+    for split, metrics in (("eval", evaluation_metrics), ("rollout", rollout_metrics)):
+        found = {name: value for name, value in metrics(episodes(**counts)).items() if "/num_stop_" in name}
+        assert found == {f"{split}/num_stop_{reason.value}": counts.get(reason.value, 0) for reason in StopReason}
+        assert found.keys() <= metrics([]).keys()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 import torch
 
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.envs.repo_repair import RepoRepair
-from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.llm import AnswerError, LanguagePolicy, ModelTeacher
 from dagger_exp.training.student import from_scratch
-from dagger_exp.types import Key, Message, Response, State
+from dagger_exp.types import Key, Message, Response, State, Usage
 
 torch.set_num_threads(1)
 WORLD = RepoRepair()
@@ -56,3 +57,23 @@ def test_samples_are_functions_of_the_state_alone() -> None:
 def test_temperature_and_nucleus_reach_the_engine() -> None:
     for greedy in (policy(temperature=0.0), policy(top_p=1e-6)):
         assert len({tuple(act(greedy, turn_index).token_ids) for turn_index in range(5)}) == 1
+
+
+def test_a_teacher_whose_answer_was_cut_or_says_nothing_gives_no_label() -> None:
+    student = policy(temperature=3.0)
+    teacher = ModelTeacher(
+        engine=student.engine, chat=CHAT, max_new_tokens=4, temperature=3.0, max_context_tokens=64, id="big"
+    )
+    num_prompt_tokens, seen = len(CHAT.open(MESSAGES).prompt_ids), set[str]()
+    for turn_index in range(400):
+        said = act(student, turn_index)
+        usage = Usage(num_prompt_tokens, len(said.token_ids))
+        if said.finish_reason == "stop" and said.message.content:
+            assert act(teacher, turn_index) == Response(said.message, usage=usage)
+            seen.add("whole")
+        else:
+            with pytest.raises(AnswerError, match=r"big is empty or was cut: raise teacher\.max_new_tokens") as refused:
+                act(teacher, turn_index)
+            assert refused.value.usage == usage
+            seen.add(said.finish_reason)
+    assert seen == {"whole", "length", "stop"}

@@ -10,6 +10,7 @@ import pytest
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.policies.llm import AnswerError
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.calls import written
@@ -87,6 +88,20 @@ def test_calls_of_the_student_are_shown_as_calls_and_what_they_brought_as_their_
     ]
 
 
+def test_an_answer_is_read_once_and_not_with_every_later_turn() -> None:
+    class Counting(ToolScaffold):
+        def normalized(self, message: Message) -> Message:
+            read.append(message)
+            return super().normalized(message)
+
+    read, scaffold, said = list[Message](), Counting(), [Message("assistant", TAGGED), Message("tool", "a.py")]
+    for num_turns in range(3):
+        state = State((*STATE.messages, *said * num_turns), (), STATE.key)
+        response, _ = answered({"content": TAGGED}, state, scaffold=scaffold)
+        assert response.message.tool_calls == (LS,)
+    assert read == said[:1]
+
+
 @pytest.mark.parametrize(("keep", "reasoning"), [(False, ""), (True, "hm")])
 def test_reasoning_is_kept_where_it_is_asked_for(keep: bool, reasoning: str) -> None:
     response, _ = answered({"content": "ls", "reasoning": "hm"}, keep_reasoning=keep)
@@ -95,8 +110,9 @@ def test_reasoning_is_kept_where_it_is_asked_for(keep: bool, reasoning: str) -> 
 
 @pytest.mark.parametrize("answer", [{"content": None}, {"content": "edit", "finish_reason": "length"}])
 def test_an_answer_that_was_cut_is_no_label(answer: dict[str, Any]) -> None:
-    with pytest.raises(PolicyError, match=r"empty or was cut: raise teacher\.max_new_tokens"):
+    with pytest.raises(AnswerError, match=r"empty or was cut: raise teacher\.max_new_tokens") as refused:
         answered(answer)
+    assert refused.value.usage == Usage(7, 3)
 
 
 def test_an_answer_in_another_form_is_an_error() -> None:

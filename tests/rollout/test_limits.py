@@ -16,7 +16,7 @@ from dagger_exp.chat import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, ContextError
-from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.llm import AnswerError, LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly, TeacherOnly
 from dagger_exp.protocols import Env, Mixing
 from dagger_exp.rollout.budget import TeacherBudget
@@ -131,6 +131,14 @@ def test_what_failures_cost_is_spent(tmp_path: Path) -> None:
     collected(played, tmp_path, num_episodes=2)
     counts = Store.open(tmp_path).manifest(0)["counts"]
     assert counts["rollout/num_teacher_prompt_tokens"] == 8 * (2 + 2 + 3)
+
+
+def test_an_answer_that_is_no_label_is_spent(tmp_path: Path) -> None:
+    teacher = Slow(failure=AnswerError("was cut", Usage(8, 2)))
+    played = runner(teacher, max_attempts=20, budget=TeacherBudget(tokens_per_round=70))
+    assert reasons(collected(played, tmp_path, num_episodes=1)) == [StopReason.BUDGET]
+    assert len(teacher.asked) == 7
+    assert Store.open(tmp_path).manifest(0)["counts"]["rollout/num_teacher_prompt_tokens"] == 8 * 7
 
 
 def test_a_resume_after_the_budget_is_spent_keeps_what_was_paid_for(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def call(command: str) -> ToolCall:
         ("````bash\ncat > a.md <<'E'\n```bash\nls\n```\nE\n````", "cat > a.md <<'E'\n```bash\nls\n```\nE"),
         ("<think>\n```bash\nrm a\n```\n</think>\n```bash\nls\n```", "ls"),
         ("I could\n```bash\nrm a\n```\n</think>\n```bash\nls\n```", "ls"),
+        ("```bash\ngrep '</think>' a\n```", "grep '</think>' a"),
+        ("I could.\n</think>\n```bash\ncat > a <<E\n</think>\nE\n```", "cat > a <<E\n</think>\nE"),
     ],
 )
 def test_the_block_is_the_command(text: str, command: str) -> None:
@@ -57,6 +59,13 @@ def test_what_is_malformed_is_told_with_the_right_form(message: Message, problem
     with pytest.raises(MalformedAction, match=f"(?s)^{problem}.*exactly one block.*```bash\nls\n```$") as caught:
         SCAFFOLD.read(message)
     assert SCAFFOLD.read(says(str(caught.value))) == call("ls")
+
+
+def test_long_odd_text_is_read_in_one_pass() -> None:
+    """Each fence is looked at once; to look from each for its end would take longer than a test may."""
+    assert SCAFFOLD.read(says("```a\n" * 100_000 + "````bash\nls\n````")) == call("ls")
+    with pytest.raises(MalformedAction, match="The block is not closed"):
+        SCAFFOLD.read(says("```bash\n" * 100_000))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip))

@@ -38,6 +38,7 @@ def tagged(name: str, **arguments: str) -> str:
     return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
 
 
+CALL = "<tool_call>\n<function=execute_bash>\n{}</function>\n</tool_call>"
 LS = bash("ls")
 VIEW = call("str_replace_editor", command="view", path="/work/a.py", view_range=[1, -1])
 INSERT = call("str_replace_editor", command="insert", path="a.py", new_str="x = [1]\n", insert_line=3)
@@ -53,6 +54,8 @@ INSERT = call("str_replace_editor", command="insert", path="a.py", new_str="x = 
         (says("<think>\n" + written(VIEW) + "\n</think>\n\n" + written(LS)), LS),
         (says(written(VIEW) + "\n</think>\n\n" + written(LS)), LS),
         (says(written(bash("echo '</tool_call>'"))), bash("echo '</tool_call>'")),
+        (says("I look.\n" + written(bash("grep '</think>' a"))), bash("grep '</think>' a")),
+        (says("hm\n</think>\n" + tagged("execute_bash", command="echo '</think>'")), bash("echo '</think>'")),
         (says("I look.\n\n" + tagged("execute_bash", command="ls")), LS),
         (says(tagged("execute_bash", command="a\n</parameter>\nb")), bash("a\n</parameter>\nb")),
         (says(tagged("str_replace_editor", command="view", path="/work/a.py", view_range="[1, -1]")), VIEW),
@@ -109,12 +112,23 @@ def test_a_call_is_read_in_every_format(message: Message, expected: ToolCall | N
         ),
         (says("<tool_call>\n<function=finish>\n"), r"(?s)does not end with </function>.*<parameter=command>\nls\n"),
         (says(tagged("execute_bash", command="ls").replace("</parameter>", "")), "A parameter is not closed"),
+        (says(CALL.format("<parameter=a></parameter>" * 2)), "A parameter stands there twice"),
         (says(tagged("str_replace_editor", insert_line="one")), "'path' is missing, 'insert_line' must be integer"),
     ],
 )
 def test_what_is_malformed_is_told_in_words_that_help(message: Message, problem: str) -> None:
     with pytest.raises(MalformedAction, match=problem):
         SCAFFOLD.read(message)
+
+
+def test_long_odd_text_is_read_in_one_pass() -> None:
+    """Each tag is looked at once; to look from each for its end would take longer than a test may."""
+    for odd in ("<parameter=a>" * 50_000, "</parameter> x" * 50_000):
+        assert SCAFFOLD.read(says(tagged("execute_bash", command=odd))) == bash(odd)
+    with pytest.raises(MalformedAction, match="A parameter is not closed"):
+        SCAFFOLD.read(says(CALL.format("<parameter=a>" * 50_000)))
+    with pytest.raises(MalformedAction, match="does not end with </function>"):
+        SCAFFOLD.read(says("<tool_call>\n<function=finish>" + " " * 500_000))
 
 
 @pytest.mark.parametrize("text", ["I am done.", "<tool_call>\n<function=finish>\n"])

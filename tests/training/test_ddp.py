@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,14 @@ SCRIPT = Path(sys.executable).with_name("dagger-train")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def start(*arguments: str, code: int = 0) -> str:
-    """Run the console script in a session of its own; return what it said once all of its processes have ended."""
+def start(*arguments: str, code: int = 0, term_at: Path | None = None) -> str:
+    """Run the console script in a session of its own; return what it said once all of its processes have ended.
+
+    Args:
+        arguments: of the script.
+        code: with which it must end.
+        term_at: TERM goes to all of its processes once this file is there.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     process = subprocess.Popen(
         [SCRIPT, *arguments],
@@ -34,6 +42,10 @@ def start(*arguments: str, code: int = 0) -> str:
         env=environment,
         start_new_session=True,
     )
+    if term_at is not None:
+        while process.poll() is None and not term_at.exists():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]  # ends when the last process has closed its end
     assert process.returncode == code, said
     with pytest.raises(ProcessLookupError):
@@ -98,3 +110,15 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
     assert said.count("no label that is trained on") == 1
     assert "Traceback" not in said
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["rounds/000/episodes/000001.jsonl", "checkpoints/last.ckpt"])
+def test_term_ends_all_processes_and_the_run_goes_on(phase: str, tmp_path: Path) -> None:
+    """Lightning's own handler would wait in TERM for the other processes, which wait in theirs."""
+    folder = tmp_path / "run"
+    said = start(*SMALL, *DDP, "rounds.steps=40", f"hydra.run.dir={folder}", code=143, term_at=folder / phase)
+    assert said.count("Go on with") == 1, said
+    assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
+    start(f"resume={folder}")
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -121,3 +121,13 @@ def test_what_cannot_be_a_student_is_refused(tmp_path: Path) -> None:
         from_scratch(vocabulary=[], tokenizer="words", **options)
     with pytest.raises(ConfigError, match="no student could be loaded"):
         from_folder(path=str(tmp_path), max_context_tokens=64)
+
+
+def test_a_damaged_student_is_named(tmp_path: Path) -> None:
+    options: dict[str, Any] = TINY | {"max_context_tokens": 64, "seed": 0}
+    student = from_scratch(vocabulary=["a"], tokenizer="words", **options)
+    student.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"no student could be loaded from .*; restore the folder"):
+        from_folder(path=str(tmp_path), max_context_tokens=64)

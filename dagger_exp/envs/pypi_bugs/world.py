@@ -176,8 +176,11 @@ class PypiBugs:
         return self.folder / f"{package.name}.jsonl"
 
     def _digest(self) -> str:
-        """Return what decides the tasks; not their number, since more of them go on from fewer."""
-        key = json.dumps([MAKER_VERSION, self.seed, LIST.read_text()])
+        """Return what decides the tasks; not their number, since more of them go on from fewer.
+
+        A suite may pass with one Python only, and tells a failure in the words of its Python.
+        """
+        key = json.dumps([MAKER_VERSION, self.seed, LIST.read_text(), self._sandboxes.python])
         return hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
 

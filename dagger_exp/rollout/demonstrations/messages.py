@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dagger_exp.errors import DataError
-from dagger_exp.scaffolds.calls import PARAMETER
+from dagger_exp.scaffolds.calls import parameters
 from dagger_exp.types import Message, ToolCall
 
 CALL = re.compile(
@@ -79,10 +79,8 @@ def _read_call(function: Mapping[str, Any]) -> ToolCall:
 def _read_text_call(found: re.Match[str], tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     if found["json"]:
         return _read_call(json.loads(found["json"]))
-    kinds, body = _kinds(found["name"], tools), found["body"].strip()
-    if PARAMETER.sub("", body).strip():
-        raise ValueError("a parameter is not closed")
-    arguments = {name: _value(text, kinds.get(name, "string")) for name, text in PARAMETER.findall(body)}
+    kinds = _kinds(found["name"], tools)
+    arguments = {name: _value(text, kinds.get(name, "string")) for name, text in parameters(found["body"])}
     return ToolCall(found["name"], json.dumps(arguments))
 
 

@@ -53,6 +53,13 @@ def test_tasks_are_bugs_that_tests_notice_and_do_not_depend_on_how_they_are_made
     assert (more.folder / "simpleeval.jsonl").read_text().splitlines()[1 : len(trials)] == trials[1:]
 
 
+def test_another_python_has_other_tasks(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_world().folder
+    assert make_world().folder == folder
+    monkeypatch.setattr("dagger_exp.sandboxes.bubblewrap.OWN_PYTHON", "python3.99")
+    assert make_world().folder != folder
+
+
 @pytest.mark.parametrize("scaffold", [BashScaffold(), ToolScaffold()], ids=["bash", "tools"])
 def test_the_teacher_solves_in_the_words_of_the_scaffold(make_world: MakeWorld, scaffold: Scaffold) -> None:
     world = make_world(scaffold)
