@@ -125,7 +125,9 @@ def _named(hint: Any) -> str:
     """Return a hint in words; what YAML cannot write, as a tensor, is named only where there is nothing else."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     plain = [words[option] for option in _options(hint) if option in words]
-    return " or ".join(plain or [getattr(option, "__name__", str(option)) for option in _options(hint)])
+    return " or ".join(
+        plain if set(plain) - {"null"} else [getattr(option, "__name__", str(option)) for option in _options(hint)]
+    )
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

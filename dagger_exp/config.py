@@ -101,7 +101,7 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         )
     if command == "train":
         _check_training(typed)
-    if OmegaConf.select(typed, "demonstrations.files") in ("", []):
+    if OmegaConf.select(typed, "demonstrations.files", default="none") in (None, "", []):
         raise ConfigError("demonstrations.files is empty; name a file, as in demonstrations.files=[FILE].")
     bind(typed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import sqrt
+from math import isnan, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
@@ -117,6 +117,8 @@ def _point(round_index: int, members: Sequence[tuple[Row, Row]]) -> Point:
 
 
 def _within_rates(estimate: Estimate) -> Estimate:
+    if isnan(estimate.low):  # of one run
+        return estimate
     return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 

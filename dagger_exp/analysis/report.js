@@ -4,6 +4,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const { texts, episodes, turns } = DATA;
 const NUM_EPISODES = episodes.run?.length ?? 0;
 const IS_SINGLE = DATA.runs.length === 1;
+const groupOf = DATA.runs.map((_, run) => DATA.groups.findIndex((group) => group.runs.includes(run)));
 const ROW_HEIGHT = IS_SINGLE ? 56 : 76; // pixels; the third line names the run
 const ACTORS = { S: "student", T: "teacher", R: "replay" };
 const PHASES = { collect: "collected", evaluate: "evaluation" };
@@ -105,7 +106,7 @@ function row(episode, place) {
   made.style.top = `${place * ROW_HEIGHT}px`;
   made.dataset.episode = episode;
   made.style.height = `${ROW_HEIGHT}px`;
-  if (!IS_SINGLE) made.append(element("span", "run", swatch(episodes.run[episode]), DATA.runs[episodes.run[episode]].name));
+  if (!IS_SINGLE) made.append(element("span", "run", swatch(groupOf[episodes.run[episode]]), DATA.runs[episodes.run[episode]].name));
   made.setAttribute("role", "option");
   made.setAttribute("aria-selected", String(episode === chosen));
   made.setAttribute("aria-setsize", visible.length);
@@ -258,6 +259,6 @@ document.getElementById("browser").addEventListener("keydown", (event) => {
 });
 addEventListener("resize", drawList);
 
-showCharts(DATA.runs);
+showCharts(DATA);
 fillSelects();
 applyFilters();

@@ -14,26 +14,24 @@ from typing import Any
 
 from dagger_exp.analysis.episodes import COLLECT, EVALUATE, EpisodeGroup, episode_groups, evenly, spread
 from dagger_exp.analysis.failures import failure_table
-from dagger_exp.analysis.load import Run, flat
+from dagger_exp.analysis.load import Row, Run, flat
+from dagger_exp.analysis.report_groups import (
+    ShownGroup,
+    alone,
+    last_evaluated,
+    mean_rows,
+    pooled,
+    rows_of,
+    shown_groups,
+)
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json
 from dagger_exp.types import Episode, StopReason, Turn
 
-CURVES = (
-    "round",
-    "eval/success_rate",
-    "eval/success_low",
-    "eval/success_high",
-    "round/beta",
-    "rollout/student_turn_rate",
-    "round/loss",
-    "rollout/num_labels",
-)
-"""What of a row is drawn."""
 MAX_DATA_BYTES = 9_500_000
 """Of episodes and curves; long texts are cut in the middle, so that a page can still be sent around."""
 MAX_FAILURES = 200
-"""Rows of a run's `failures.csv` that are shown."""
+"""Rows of `failures.csv` that are shown of a run or a group."""
 HERE = Path(__file__).parent
 
 
@@ -114,23 +112,17 @@ def make_report(runs: Sequence[Run], max_episodes: int) -> Report:
     places = [(run_index, group) for run_index, (groups, _) in enumerate(found) for group in groups]
     columns = _columns(places, max_episodes, complaints)
     num_shown, num_episodes = len(columns.episodes.get("run", ())), sum(len(group) for _, group in places)
+    shown = shown_groups(runs)
     html = _page(
         runs=[_about(run, groups) for run, (groups, _) in zip(runs, found, strict=True)],
-        differing=differing(runs),
+        reasons=[(reason.value, reason.is_infrastructure) for reason in StopReason],
+        groups=[_about_group(group, runs, [groups for groups, _ in found]) for group in shown],
         complaints=complaints,
         num_shown=num_shown,
         num_episodes=num_episodes,
-        data=_data(runs, columns),
+        data=_data(runs, shown, columns),
     )
     return Report(html=html, num_shown=num_shown, num_episodes=num_episodes, complaints=complaints)
-
-
-def differing(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return for each run what it sets that is not the same in all, `paths.` left out."""
-    configs = [{key: _said(value) for key, value in flat(run.config).items() if value is not None} for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("paths."))
-    varied = [key for key in keys if len({config.get(key) for config in configs}) > 1]
-    return [{key: config[key] for key in varied if key in config} for config in configs]
 
 
 def cut_to(texts: Sequence[str], max_bytes: int) -> list[str]:
@@ -174,11 +166,11 @@ def _columns(places: Sequence[tuple[int, EpisodeGroup]], limit: int, complaints:
     return columns
 
 
-def _data(runs: Sequence[Run], columns: Columns) -> str:
+def _data(runs: Sequence[Run], shown: Sequence[ShownGroup], columns: Columns) -> str:
     """Return what the page's script reads, as JSON."""
-    rows = [[{key: _plain(row[key]) for key in CURVES if key in row} for row in run.rows] for run in runs]
     data: dict[str, Any] = {
-        "runs": [{"name": run.name, "rows": row} for run, row in zip(runs, rows, strict=True)],
+        "runs": [{"name": run.name, "rows": _plain_rows(rows_of(alone(run)))} for run in runs],
+        "groups": [{"label": one.label, "runs": one.places, "rows": _plain_rows(rows_of(one.group))} for one in shown],
         "infrastructure": [reason.value for reason in StopReason if reason.is_infrastructure],
         "episodes": columns.episodes,
         "turns": columns.turns,
@@ -206,9 +198,31 @@ def _about(run: Run, groups: Sequence[EpisodeGroup]) -> dict[str, Any]:
         "num_labels": sum(row.get("rollout/num_labels", 0) for row in run.rows),
         "num_rounds": flat(run.config).get("rounds.num_rounds"),
         "open_rounds": [(group.round_index, len(group)) for group in opened],
-        "tables": [(phase, failure_table(groups, run.rows, phase)) for phase in (COLLECT, EVALUATE)],
-        "failures": _failures(run.folder),
     }
+
+
+def _about_group(shown: ShownGroup, runs: Sequence[Run], found: Sequence[Sequence[EpisodeGroup]]) -> dict[str, Any]:
+    """Return what the tables of the page say of a group."""
+    members = [runs[place] for place in shown.places]
+    parts = [found[place] for place in shown.places]
+    groups, rows = pooled(parts), mean_rows(members)
+    return {
+        "shown": shown,
+        "num_rounds": flat(members[0].config).get("rounds.num_rounds"),
+        "tables": [(phase, failure_table(groups, rows, phase)) for phase in (COLLECT, EVALUATE)],
+        "last_evaluated": last_evaluated(parts[: len(shown.group.shown)]),  # its figures are of the same runs
+        "failures": _failures_of(members),
+    }
+
+
+def _failures_of(members: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
+    """Return columns, first rows and number of rows of all these runs' `failures.csv`; of several, with their names."""
+    found = [(run.name, *_failures(run.folder)) for run in members]
+    if len(found) == 1:
+        return found[0][1:]
+    columns = next((["run", *columns] for _, columns, _, _ in found if columns), [])
+    rows = [[name, *row] for name, _, some, _ in found for row in some]
+    return columns, rows[:MAX_FAILURES], sum(count for *_, count in found)
 
 
 def _failures(folder: Path | None) -> tuple[list[str], list[list[str]], int]:
@@ -235,19 +249,17 @@ def _page(**values: Any) -> str:
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"said": _said, "short": _short}
+    environment.filters["said"] = _said
     return environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8")).render(values)
-
-
-def _short(key: str, value: str) -> str:
-    """Return `mixing=TurnMixture` for `mixing._target_=dagger_exp.policies.mixture.TurnMixture`, others whole."""
-    part, target, _ = key.partition("._target_")
-    return f"{part}={value.rpartition('.')[2]}" if target else f"{key}={value}"
 
 
 def _append(columns: dict[str, list[Any]], row: Mapping[str, Any]) -> None:
     for name, value in row.items():
         columns.setdefault(name, []).append(value)
+
+
+def _plain_rows(rows: Sequence[Row]) -> list[dict[str, float | None]]:
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
 
 
 def _plain(value: float | None) -> float | None:

@@ -1,4 +1,5 @@
-// Curves as inline SVG: one line per run, a band where there is an interval, values under the pointer.
+// Curves as inline SVG: one line per group, a band where there is an interval, values under the pointer. The single runs
+// of a group are thin lines; where there are many of them, only those of the group that is pointed at or picked.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -6,6 +7,8 @@ const MARGIN = { top: 12, right: 14, bottom: 30, left: 46 };
 const HEIGHT = 210;
 const NUM_COLOURS = 7;
 const MAX_TIP_LINES = 12;
+const MAX_THIN_LINES = 12; // more runs at once are a tangle
+const MAX_BANDS = 4; // of more groups they are fainter, for they lie on each other
 const DASHES = ["", "7 3", "2 3"];
 
 /** Make an HTML element; children are elements or texts, and a text stays a text. */
@@ -23,9 +26,9 @@ function svg(tag, attributes, ...children) {
   return made;
 }
 
-/** A run's look: seven colours that most eyes tell apart, then other dashes and marks. */
-const colourOf = (run) => `colour-${run % NUM_COLOURS}`;
-const dashOf = (run) => DASHES[Math.floor(run / NUM_COLOURS) % DASHES.length];
+/** A group's look: seven colours that most eyes tell apart, then other dashes and marks. */
+const colourOf = (group) => `colour-${group % NUM_COLOURS}`;
+const dashOf = (group) => DASHES[Math.floor(group / NUM_COLOURS) % DASHES.length];
 
 /** Path of a mark around (x, y): circle, square, triangle or diamond. */
 function mark(shape, x, y, r = 3.2) {
@@ -46,35 +49,42 @@ function ticks(max, count, smallest = 0) {
 const percent = (value) => `${(100 * value).toFixed(value === 0 || value === 1 ? 0 : 1)} %`;
 const short = (value) => (value >= 10000 ? `${value / 1000}k` : String(value));
 
-/** The points of a metric in a run's rows, those without it left out; `running` adds them up. */
-function points(rows, key, { low, high, running } = {}) {
-  let sum = 0;
+/** The points of a metric in rows, those without it left out. */
+function points(rows, key) {
+  const stem = key.replace(/_rate$/, "");
   return rows
     .filter((row) => row[key] != null)
-    .map((row) => ({ x: row.round, y: running ? (sum += row[key]) : row[key], low: row[low], high: row[high] }));
+    .map((row) => ({ x: row.round, y: row[key], low: row[`${stem}_low`], high: row[`${stem}_high`] }));
 }
 
-function charts(runs) {
-  const each = (make) => runs.flatMap((run, index) => make(run.rows, index));
-  const series = (key, options) => each((rows, run) => [{ run, points: points(rows, key, options) }]);
+/** A metric's line for each group; `thin` holds those of its single runs. */
+function series(key, { groups, runs }, look = {}) {
+  return groups.map((group, index) => ({
+    ...look,
+    group: index,
+    points: points(group.rows, key),
+    thin: group.runs.length > 1 ? group.runs.map((run) => points(runs[run].rows, key)) : [],
+  }));
+}
+
+function charts(data) {
   const rate = { max: 1, format: percent };
   return [
-    { title: "Success", note: "evaluation, with its 95 % interval", ...rate,
-      series: series("eval/success_rate", { low: "eval/success_low", high: "eval/success_high" }) },
+    { title: "Success", note: "evaluation, with its 95 % interval", ...rate, series: series("eval/success_rate", data) },
     { title: "Schedule", note: "solid: turns by the student; dashed: beta", ...rate,
-      series: each((rows, run) => [
-        { run, name: "student turns", points: points(rows, "rollout/student_turn_rate") },
-        { run, name: "beta", dashed: true, points: points(rows, "round/beta") },
-      ]) },
-    { title: "Loss", note: "mean of each round", format: (v) => v.toPrecision(3), series: series("round/loss") },
-    { title: "Labels", note: "in all, up to each round", format: (v) => v.toLocaleString("en"),
-      series: series("rollout/num_labels", { running: true }) },
+      series: [
+        ...series("rollout/student_turn_rate", data, { name: "student turns" }),
+        ...series("round/beta", data, { name: "beta", dashed: true }),
+      ] },
+    { title: "Loss", note: "mean of each round", format: (v) => v.toPrecision(3), series: series("round/loss", data) },
+    { title: "Labels", note: "in all, up to each round", format: (v) => Math.round(v).toLocaleString("en"),
+      series: series("rollout/num_labels", data) },
   ];
 }
 
-function drawChart(figure, chart, runs) {
+function drawChart(figure, chart, groups) {
   const width = Math.max(240, figure.clientWidth);
-  const all = chart.series.flatMap((line) => line.points);
+  const all = chart.series.flatMap((line) => [line.points, ...line.thin]).flat();
   figure.querySelector("svg")?.remove();
   if (!all.length) return;
   const lastRound = Math.max(1, ...all.map((p) => p.x));
@@ -83,10 +93,11 @@ function drawChart(figure, chart, runs) {
   const y = (v) => HEIGHT - MARGIN.bottom - (v / yTicks.at(-1)) * (HEIGHT - MARGIN.top - MARGIN.bottom);
   const picture = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": `${chart.title} by round` });
   drawAxes(picture, { x, y, width, lastRound, yTicks, isRate: chart.max === 1 });
-  for (const line of chart.series) drawBand(picture, line, x, y);
+  for (const line of chart.series) drawBand(picture, line, x, (v) => y(Math.min(yTicks.at(-1), Math.max(0, v))));
+  for (const line of chart.series) drawThin(picture, line, x, y);
   for (const line of chart.series) drawLine(picture, line, x, y);
   figure.append(picture);
-  followPointer(figure, picture, chart, runs, { x, lastRound });
+  followPointer(figure, picture, chart, groups, { x, lastRound });
 }
 
 function drawAxes(picture, { x, y, width, lastRound, yTicks, isRate }) {
@@ -109,28 +120,36 @@ function drawBand(picture, line, x, y) {
   if (within.length === 1) within.push({ ...within[0], x: within[0].x + 0.02 });
   const corners = [...within.map((p) => [p.x, p.high]), ...within.toReversed().map((p) => [p.x, p.low])];
   const d = `M${corners.map(([a, b]) => `${x(a)},${y(b)}`).join("L")}Z`;
-  picture.append(svg("path", { class: `band ${colourOf(line.run)}`, d }));
+  picture.append(svg("path", { class: `band ${colourOf(line.group)}`, d, "data-group": line.group }));
+}
+
+const through = (points, x, y) => `M${points.map((p) => `${x(p.x)},${y(p.y)}`).join("L")}`;
+const dashing = (line) => (line.dashed ? "5 4" : dashOf(line.group));
+
+function drawThin(picture, line, x, y) {
+  const look = { class: `line thin ${colourOf(line.group)}`, "stroke-dasharray": dashing(line), "data-group": line.group };
+  const drawn = line.thin.filter((points) => points.length);
+  picture.append(...drawn.map((points) => svg("path", { ...look, d: through(points, x, y) })));
 }
 
 function drawLine(picture, line, x, y) {
   if (!line.points.length) return;
-  const path = `M${line.points.map((p) => `${x(p.x)},${y(p.y)}`).join("L")}`;
-  const marks = line.points.map((p) => mark(line.run, x(p.x), y(p.y))).join("");
-  const look = colourOf(line.run) + (line.dashed ? " hollow" : "");
-  const dash = line.dashed ? "5 4" : dashOf(line.run);
+  const marks = line.points.map((p) => mark(line.group, x(p.x), y(p.y))).join("");
+  const look = colourOf(line.group) + (line.dashed ? " hollow" : "");
+  const group = { "data-group": line.group };
   picture.append(
-    svg("path", { class: `line ${look}`, d: path, "stroke-dasharray": dash }),
-    svg("path", { class: `mark ${look}`, d: marks }),
+    svg("path", { ...group, class: `line ${look}`, d: through(line.points, x, y), "stroke-dasharray": dashing(line) }),
+    svg("path", { ...group, class: `mark ${look}`, d: marks }),
   );
 }
 
-function followPointer(figure, picture, chart, runs, { x, lastRound }) {
+function followPointer(figure, picture, chart, groups, { x, lastRound }) {
   const guide = picture.querySelector(".guide");
   const tip = figure.querySelector(".tip");
   picture.addEventListener("pointermove", (event) => {
     const at = event.clientX - picture.getBoundingClientRect().left;
     const round = Math.min(lastRound, Math.max(0, Math.round(((at - x(0)) / (x(lastRound) - x(0))) * lastRound)));
-    const lines = valuesAt(chart, runs, round);
+    const lines = valuesAt(chart, groups, round);
     const more = lines.length > MAX_TIP_LINES ? [element("span", "quiet", `and ${lines.length - MAX_TIP_LINES} more`)] : [];
     tip.replaceChildren(element("b", "", `round ${round}`), ...lines.slice(0, MAX_TIP_LINES), ...more);
     tip.hidden = !lines.length;
@@ -153,27 +172,51 @@ function place(tip, box, x) {
   tip.style.top = `${Math.max(4, Math.min(box.top + 8, innerHeight - tip.offsetHeight - 4))}px`;
 }
 
-function valuesAt(chart, runs, round) {
+function valuesAt(chart, groups, round) {
   return chart.series.flatMap((line) => {
     const point = line.points.find((p) => p.x === round);
     if (!point) return [];
-    const interval = point.low == null ? "" : ` (${percent(point.low)} to ${percent(point.high)})`;
-    const name = [runs.length > 1 ? runs[line.run].name : "", line.name ?? ""].filter(Boolean).join(", ");
+    const interval = point.low == null ? "" : ` (${chart.format(point.low)} to ${chart.format(point.high)})`;
+    const name = [groups.length > 1 ? groups[line.group].label : "", line.name ?? ""].filter(Boolean).join(", ");
     const value = element("span", "", element("b", "", chart.format(point.y)), element("span", "quiet", interval));
-    return [element("span", "value", element("span", "", swatch(line.run), name), value)];
+    return [element("span", "value", element("span", "", swatch(line.group), name), value)];
   });
 }
 
-/** A short piece of a run's line, to stand before its name. */
-function swatch(run) {
+/** A short piece of a group's line, to stand before its name. */
+function swatch(group) {
   const picture = svg("svg", { class: "swatch", width: 24, height: 10, "aria-hidden": "true" },
-    svg("path", { class: `line ${colourOf(run)}`, d: "M1,5H23", "stroke-dasharray": dashOf(run) }),
-    svg("path", { class: `mark ${colourOf(run)}`, d: mark(run, 12, 5) }));
+    svg("path", { class: `line ${colourOf(group)}`, d: "M1,5H23", "stroke-dasharray": dashOf(group) }),
+    svg("path", { class: `mark ${colourOf(group)}`, d: mark(group, 12, 5) }));
   return picture;
 }
 
-function showCharts(runs) {
-  const made = charts(runs).map((chart) => {
+/** The names of the groups: one that is pointed at stands out in the curves, and a click keeps it so. */
+function fillLegend(groups, curves) {
+  let picked = -1;
+  const stress = (group) => {
+    curves.classList.toggle("picking", group >= 0);
+    for (const path of curves.querySelectorAll("[data-group]")) path.classList.toggle("picked", Number(path.dataset.group) === group);
+  };
+  const names = groups.map(({ label }, group) => {
+    const name = element("button", "", swatch(group), label);
+    name.type = "button";
+    for (const [kind, shown] of [["pointerenter", () => group], ["pointerleave", () => picked]]) {
+      name.addEventListener(kind, () => stress(shown()));
+    }
+    name.addEventListener("click", () => {
+      picked = picked === group ? -1 : group;
+      names.forEach((other, index) => other.setAttribute("aria-pressed", String(index === picked)));
+      stress(picked);
+    });
+    return name;
+  });
+  document.getElementById("legend").append(...names);
+  return () => stress(picked);
+}
+
+function showCharts({ groups, runs }) {
+  const made = charts({ groups, runs }).map((chart) => {
     const tip = element("div", "tip");
     tip.hidden = true;
     const caption = element("figcaption", "", element("b", "", chart.title), " ", element("span", "quiet", chart.note));
@@ -181,13 +224,18 @@ function showCharts(runs) {
     if (!chart.series.some((line) => line.points.length)) figure.append(element("p", "quiet empty", "no figures in summary.json"));
     return { figure, chart };
   });
-  document.getElementById("curves").append(...made.map(({ figure }) => figure));
+  const curves = document.getElementById("curves");
+  curves.classList.toggle("many-runs", runs.length > MAX_THIN_LINES);
+  curves.classList.toggle("many-groups", groups.length > MAX_BANDS);
+  curves.append(...made.map(({ figure }) => figure));
+  const stressPicked = groups.length > 1 ? fillLegend(groups, curves) : () => {};
   if (runs.length > 1) {
-    const names = runs.map((run, index) => element("span", "", swatch(index), run.name));
-    document.getElementById("legend").append(...names);
-    for (const place of document.querySelectorAll("span.swatch")) place.append(swatch(Number(place.dataset.run)));
+    for (const place of document.querySelectorAll("span.swatch")) place.append(swatch(Number(place.dataset.group)));
   }
-  const redraw = () => made.forEach(({ figure, chart }) => drawChart(figure, chart, runs));
+  const redraw = () => {
+    made.forEach(({ figure, chart }) => drawChart(figure, chart, groups));
+    stressPicked();
+  };
   redraw();
   let width = innerWidth;
   addEventListener("resize", () => innerWidth !== width && ((width = innerWidth), redraw()));

@@ -33,8 +33,18 @@ from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.schema import register_schema
 from dagger_exp.training.preemption import PREEMPTION
 
-WORK = ("rounds/[0-9]*/**/*", "eval/*", "checkpoints/*", "evaluation.json")
-"""Files that tell that something has happened in a run folder."""
+FIRST_FILES = {
+    ".hydra",
+    "manifest.json",
+    "status.json",
+    "train.log",
+    "rounds",
+    "store.json",
+    "wandb",
+    "metrics.csv",
+    "student",
+}
+"""What a run folder holds before anything has happened in it."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """A full disk, a file that may not grow, a quota that is used up."""
 Job = Callable[[DictConfig, Path], None]
@@ -121,7 +131,7 @@ def ended(folder: Path, error: BaseException, *, is_new: bool, in_sweep: bool) -
         traceback.print_exception(error)
         return 1
     code = complain(cause)
-    if is_new and not in_sweep and isinstance(error, UserError):
+    if is_new and not in_sweep and is_first_process() and isinstance(error, UserError):
         discard(folder)
     return code
 
@@ -155,8 +165,8 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a run folder in which nothing has happened yet: what was prepared in it was for nothing."""
-    if not any(path.is_file() for pattern in WORK for path in folder.glob(pattern)):
+    """Remove a run folder in which nothing has happened yet; any other file keeps it."""
+    if {path.name for path in (*folder.iterdir(), *(folder / "rounds").rglob("*"))} <= FIRST_FILES:
         _finish_wandb(1)  # or it goes on writing
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # what W&B's threads still say goes nowhere
         shutil.rmtree(folder, ignore_errors=True)

@@ -86,8 +86,9 @@ def _weights(path: Path) -> tuple[str, int | None]:
 def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
     if "endpoint" not in cfg.teacher or cfg.teacher.model is None:
         raise ConfigError("dagger-serve teacher needs teacher=vllm teacher.model=FOLDER, or another served teacher.")
-    place = urlsplit(address := str(cfg.teacher.endpoint.address))
+    address = str(cfg.teacher.endpoint.address)
     try:
+        place = urlsplit(address)
         server = _server({"host": place.hostname or "127.0.0.1", "port": place.port or 8000})
     except ValueError as error:
         raise ConfigError(f"teacher.endpoint.address is {address}; write http://HOST:PORT.") from error

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ContextError, PolicyError
 from dagger_exp.protocols import Engine, Env, Sampling, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, Usage
-
-CACHED_MESSAGES = 4096
-"""Answers that are read again with every later turn of their episode."""
 
 
 class AnswerError(PolicyError):
@@ -104,9 +100,4 @@ def whole(answer: Response, teacher_id: str) -> Response:
 
 def normalized(messages: Sequence[Message], scaffold: Scaffold | None) -> list[Message]:
     """Return messages with the calls of both roles as calls, whoever's format they were written in."""
-    return [_normalized(m, scaffold) if scaffold and m.role == "assistant" else m for m in messages]
-
-
-@lru_cache(maxsize=CACHED_MESSAGES)
-def _normalized(message: Message, scaffold: Scaffold) -> Message:
-    return scaffold.normalized(message)
+    return [scaffold.normalized(m) if scaffold and m.role == "assistant" else m for m in messages]

@@ -18,6 +18,8 @@ from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.process import start_process
 from dagger_exp.sandboxes.session import OWN_PYTHON, Session, init_command
 
+NOT_FOUND = 127
+"""With which a shell ends when it does not find a program."""
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/mime.types")
 OWN_FILES = ("passwd", "group", "hosts")
@@ -56,9 +58,12 @@ class BubblewrapSandboxes(Pool):
         """Look whether bubblewrap is there and may do its work; raises `ConfigError`."""
         if shutil.which("bwrap") is None:
             raise ConfigError("sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).")
-        command = [*_namespaces(), *_system(), "--", OWN_PYTHON, "-c", ""]
+        pythons = f"{OWN_PYTHON} -c '' && python3 -c ''"  # of process 1, and of the commands
+        command = [*_namespaces(), *_system(), "--", "sh", "-c", pythons]
         tried = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if tried.returncode:
+            if tried.returncode == NOT_FOUND:
+                raise ConfigError(f"sandbox=bubblewrap needs python3 and {OWN_PYTHON} on the PATH, or take docker.")
             said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
             raise ConfigError(
                 f"sandbox=bubblewrap cannot start a sandbox here ({said}): let plain users make user namespaces "

@@ -9,7 +9,7 @@ from typing import Any
 
 from dagger_exp.errors import MalformedAction
 from dagger_exp.protocols import Sandbox
-from dagger_exp.scaffolds.calls import after_thought
+from dagger_exp.scaffolds.calls import THOUGHT_END, after_thought
 from dagger_exp.scaffolds.commands import Commands
 from dagger_exp.types import Message, StepResult, ToolCall
 
@@ -45,7 +45,10 @@ class BashScaffold:
 
     def read(self, message: Message) -> ToolCall:
         """Return the block of a message; raises `MalformedAction` where it has none, several, or an empty one."""
-        blocks, is_open = _blocks(after_thought(message.content, lambda before: _blocks(before)[1]))
+        blocks, is_open = _blocks(after_thought(message.content))
+        whole, _ = ([], False) if len(blocks) == 1 and not is_open else _blocks(message.content)
+        if len(whole) == 1 and THOUGHT_END in whole[0]:  # the command holds what looks like the end of a thought
+            blocks = whole
         if message.tool_calls:
             raise MalformedAction(f"There are no tools here. {FORM}")
         if len(blocks) > 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dagger_exp.errors import MalformedAction
@@ -17,6 +19,9 @@ FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)</function>(?=\s*</tool_call>)"
 PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?", re.DOTALL)
 PARAMETER_END = re.compile(r"</parameter>\s*(?=<parameter=|\Z)")
 """A value may hold what ends it, as long as no other parameter or the end of the call stands behind that."""
+THOUGHT_END = "</think>"
+CACHED_TEXTS = 4096
+"""An answer is read again with every later turn of its episode."""
 NO_JSON = (ValueError, RecursionError)
 """What reading a text as JSON raises: one that is nested too deeply is none either."""
 TYPES: Mapping[str, type] = {"string": str, "integer": int, "array": list}
@@ -31,24 +36,35 @@ class Found(NamedTuple):
     is_tagged: bool = False
 
 
-def after_thought(text: str, is_open: Callable[[str], bool]) -> str:
+def after_thought(text: str) -> str:
     """Return what a model says when it has thought; a call within a thought is not meant.
 
     A chat template may have begun the thought, so that the text has its end alone.
-
-    Args:
-        text: of the message.
-        is_open: whether a call begins in a text and does not end there; then its arguments hold what looks like an end.
     """
-    before, ended, after = text.partition("</think>")
-    if text.lstrip().startswith("<think>"):
-        return after
-    return text if not ended or is_open(before) else after
+    _, ended, after = text.partition(THOUGHT_END)
+    return after if ended or text.lstrip().startswith("<think>") else text
 
 
+@lru_cache(maxsize=CACHED_TEXTS)
 def find_call(text: str) -> Found:
     """Return the one call of a text; raises `MalformedAction`."""
-    said = after_thought(text, lambda before: before.rfind(OPEN) > before.rfind(CLOSE))
+    try:
+        return _find_call(text, after_thought(text))
+    except MalformedAction:
+        if (whole := _in_whole(text)) is None:
+            raise
+        return whole
+
+
+def _in_whole(text: str) -> Found | None:
+    """Return the call whose arguments hold what looks like the end of a thought."""
+    with suppress(MalformedAction):
+        if THOUGHT_END in str((found := _find_call(text, text)).arguments):
+            return found
+    return None
+
+
+def _find_call(text: str, said: str) -> Found:
     _, opened, rest = said.partition(OPEN)
     if not opened:
         raise malformed("There is no tool call.", text)

@@ -15,7 +15,7 @@ import pytest
 from dagger_exp.analysis.episodes import evenly, spread
 from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.load import load_runs
-from dagger_exp.analysis.report import cut_to, differing, make_report
+from dagger_exp.analysis.report import cut_to, make_report
 from dagger_exp.cli.report import main, report
 from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.rollout.metrics import rollout_metrics
@@ -81,6 +81,30 @@ def make_run(folder: Path, closed: Sequence[Episode], opened: Sequence[Episode] 
 def run_folder(tmp_path: Path) -> Path:
     """Give a finished run of two episodes."""
     return make_run(tmp_path / "run", [make_episode(0, 0), make_episode(0, 1, stop_reason=StopReason.TIMEOUT)])
+
+
+def make_sweep(folder: Path, num_seeds: int = 3) -> list[Path]:
+    """Write runs of two schedules; those of seed s end with a success rate of s / 10, and s / 10 + 0.5 with cosine."""
+    made = []
+    for schedule, base in (("InverseSigmoid", 0.0), ("Cosine", 0.5)):
+        for seed in range(num_seeds):
+            run = make_run(folder / f"{schedule}-{seed}", [make_episode(0, 0), make_episode(0, 1)])
+            manifest = json.loads((run / "manifest.json").read_text())
+            config = {"name": "dagger", "seed": seed, "schedule": {"_target_": f"dagger_exp.schedules.{schedule}"}}
+            write_json(run / "manifest.json", manifest | {"config": config})
+            rate = base + seed / 10
+            row = {"round": 0, "eval/success_rate": rate, "rollout/num_labels": 6 + seed, "round/loss": rate}
+            write_json(run / "summary.json", {"rounds": [row | {"rollout/student_turn_rate": 0.5}]})
+            made.append(run)
+    return made
+
+
+def cells_of(html: str, table: str, place: int = 0) -> list[list[str]]:
+    """Return the texts of the cells of a table, row by row: of the first of its class, or of the one at a place."""
+    found = re.findall(rf'<table class="{table}">.*?</table>', html, re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", found[place], re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<.*?>", "", cell, flags=re.DOTALL).split()) for cell in row] for row in cells]
 
 
 def page_of(*folders: Path, max_episodes: int = 500) -> str:
@@ -193,12 +217,73 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
 
 
 def test_several_runs_are_told_apart(run_folder: Path) -> None:
-    other = make_run(run_folder.parent / "other", [make_episode(0, 0)])
+    other = make_run(run_folder.parent / "other", [make_episode(0, 0)])  # the same config and the same seed
     html = page_of(run_folder, other)
-    assert [run["name"] for run in data_of(html)["runs"]] == ["run", "other"]
-    assert data_of(html)["episodes"]["run"] == [0] * 4 + [1] * 2
-    assert "<code>name=run</code>" in html
-    assert [list(keys) for keys in differing(load_runs([run_folder, other])[0])] == [["name"], ["name"]]
+    data = data_of(html)
+    assert [run["name"] for run in data["runs"]] == ["run", "other"]
+    assert [(group["label"], group["runs"]) for group in data["groups"]] == [("run", [0]), ("other", [1])]
+    assert data["episodes"]["run"] == [0] * 4 + [1] * 2
+    assert [row[0] for row in cells_of(html, "runs")] == ["run", "run", "other"]
+
+
+def test_runs_that_differ_in_their_seed_are_one_line_with_its_interval(tmp_path: Path) -> None:
+    html = page_of(*make_sweep(tmp_path))
+    data = data_of(html)
+    first, second = data["groups"]
+    assert (first["label"], first["runs"]) == ("schedule=inverse_sigmoid", [0, 1, 2])
+    assert (second["label"], second["runs"]) == ("schedule=cosine", [3, 4, 5])
+    margin = 4.302653 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
+    row = second["rows"][0]
+    figures = [row[key] for key in ("eval/success_rate", "eval/success_low", "eval/success_high", "rollout/num_labels")]
+    assert figures == pytest.approx([0.6, 0.6 - margin, 0.6 + margin, 7], abs=1e-5)
+    assert [run["rows"][0]["eval/success_rate"] for run in data["runs"]] == [0, 0.1, 0.2, 0.5, 0.6, 0.7]
+    assert not [key for run in data["runs"] for key in run["rows"][0] if key.endswith(("_low", "_high"))]
+    assert cells_of(html, "runs groups")[1:] == [
+        ["schedule=inverse_sigmoid", "3", "10.0 % 0.0\u201334.8", "1", "7", "0.100"],
+        ["schedule=cosine", "3", "60.0 % 35.2\u201384.8", "1", "7", "0.600"],
+    ]
+    assert [row[:3] for row in cells_of(html, "runs")[-2:]] == [
+        ["Cosine-1", "1", "finished"],
+        ["Cosine-2", "2", "finished"],
+    ]
+
+
+def test_what_differs_is_called_as_dagger_compare_calls_it(tmp_path: Path) -> None:
+    folders = make_sweep(tmp_path, num_seeds=1)
+    html = page_of(*folders)
+    assert [row[-1] for row in cells_of(html, "runs")[1:]] == ["schedule=inverse_sigmoid", "schedule=cosine"]
+    assert [group["label"] for group in data_of(html)["groups"]] == [folder.name for folder in folders]
+
+
+def test_a_run_that_goes_on_is_in_no_mean_of_its_group(tmp_path: Path) -> None:
+    folders = make_sweep(tmp_path)
+    write_json(folders[-1] / "status.json", {"state": "running", "error": ""})
+    html = page_of(*folders)
+    assert cells_of(html, "runs groups")[2][:2] == ["schedule=cosine", "2 of 3"]
+    group = data_of(html)["groups"][1]
+    assert group["rows"][0]["eval/success_rate"] == pytest.approx(0.55)
+    assert group["runs"] == [3, 4, 5]
+    assert cells_of(html, "stops")[2] == ["schedule=cosine", "100.0 %", "4"]
+
+
+def test_a_group_has_one_failure_table(tmp_path: Path) -> None:
+    folders = make_sweep(tmp_path)
+    timeout = make_episode(0, 0, stop_reason=StopReason.TIMEOUT)
+    compact(folders[0] / "eval" / "round_000.parquet", [episode_to_rows("run", timeout)])
+    row = {"round": 0, "eval/success_rate": 0.5, "rollout/num_labels": 0}
+    for folder, rate in zip(folders, (0.5, 0.25, 0.75), strict=False):
+        write_json(folder / "summary.json", {"rounds": [row | {"eval/loop_rate": rate}]})
+        (folder / "failures.csv").write_text("phase,error\ncollect,gone\n")
+    html = page_of(*folders)
+    assert html.count('<table class="stops">') == 5  # an overview, and two phases of two groups
+    assert cells_of(html, "stops") == [
+        ["group", "solved", "timeout †", "episodes"],
+        ["schedule=inverse_sigmoid", "80.0 %", "20.0 %", "5"],
+        ["schedule=cosine", "100.0 %", "·", "6"],
+    ]
+    evaluated = cells_of(html, "stops", 2)
+    assert evaluated == [["round", "0"], ["solved", "4"], ["timeout †", "1"], ["episodes", "5"], ["loop_rate", "0.500"]]
+    assert [row[0] for row in cells_of(html, "failures")] == ["run", *(folder.name for folder in folders[:3])]
 
 
 def test_a_page_takes_its_episodes_from_every_phase_of_every_round(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dagger_exp.cli.report import report
 from dagger_exp.store.reader import RoundFile, RoundReader
 from dagger_exp.store.view import StoreView
 from dagger_exp.types import Episode, Turn
+from tests.analysis.test_report import make_sweep
 
 pytestmark = pytest.mark.browser
 
@@ -41,6 +42,11 @@ LIST = """
 })()
 """
 """All episodes of the list, which holds only the rows in sight at a time."""
+THIN = """
+[...document.querySelectorAll(".chart:first-child .thin")]
+  .filter((path) => getComputedStyle(path).visibility === "visible").map((path) => path.dataset.group)
+"""
+"""The group of each thin line that is seen in the first chart."""
 CHOSEN = "document.querySelector('.row[aria-selected=true]').dataset.episode"
 TIMED_CLICK = """
 (async () => {
@@ -171,18 +177,22 @@ def episodes(run_folder: Path) -> list[Episode]:
     return [episode for reader in readers for episode in reader.episodes(range(len(reader)))]
 
 
-@pytest.fixture
-def browse(run_folder: Path) -> Browse:
-    """Give a function that runs a coroutine on the opened page; nothing may go wrong or be fetched meanwhile."""
+def browsed(path: Path, visit: Visit) -> None:
+    """Run a coroutine on the opened page; nothing may go wrong or be fetched meanwhile."""
 
-    async def whole(visit: Visit) -> None:
-        path = run_folder / "report.html"
+    async def whole() -> None:
         async with opened(path) as page:
             await visit(page)
             assert page.errors == []
             assert {url for url in page.requests if not url.startswith("data:")} == {path.as_uri()}
 
-    return lambda visit: asyncio.run(whole(visit))
+    asyncio.run(whole())
+
+
+@pytest.fixture
+def browse(run_folder: Path) -> Browse:
+    """Give a function that runs a coroutine on the opened page of the run."""
+    return lambda visit: browsed(run_folder / "report.html", visit)
 
 
 def differs(turn: Turn) -> bool:
@@ -304,3 +314,41 @@ def test_how_long_a_filter_takes(browse: Browse, capsys: pytest.CaptureFixture[s
         assert 0 < num_rows < 100  # the rest of the list is not in the document
 
     browse(visit)
+
+
+def test_the_single_runs_of_a_group_are_seen_where_it_is_pointed_at(tmp_path: Path) -> None:
+    _chromium()
+    make_sweep(tmp_path, num_seeds=7)
+    report([tmp_path], None, 500)
+
+    async def point_at(page: Page, x: float, y: float) -> None:
+        await page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    async def visit(page: Page) -> None:
+        assert await page.texts("#legend button") == ["schedule=cosine", "schedule=inverse_sigmoid"]
+        assert await page.evaluate("document.querySelectorAll('.chart:first-child .line:not(.thin)').length") == 2
+        assert await page.evaluate(THIN) == []
+        box = await page.evaluate("document.querySelector('#legend button').getBoundingClientRect().toJSON()")
+        await point_at(page, box["x"] + 5, box["y"] + 5)
+        assert await page.evaluate(THIN) == ["0"] * 7
+        await point_at(page, 1, 1)
+        assert await page.evaluate(THIN) == []
+        await page.click("#legend button:nth-child(2)")
+        await point_at(page, 1, 1)
+        assert await page.evaluate(THIN) == ["1"] * 7
+        assert not await page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        tables = "[...document.querySelectorAll('header .scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+        assert await page.evaluate(f"document.querySelectorAll('details').forEach((e) => e.open = true), {tables}") == 0
+
+    browsed(tmp_path / "report.html", visit)
+
+
+def test_few_runs_are_thin_lines_from_the_start(tmp_path: Path) -> None:
+    _chromium()
+    make_sweep(tmp_path)
+    report([tmp_path], None, 500)
+
+    async def visit(page: Page) -> None:
+        assert await page.evaluate(THIN) == ["0"] * 3 + ["1"] * 3
+
+    browsed(tmp_path / "report.html", visit)

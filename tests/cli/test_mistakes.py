@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dagger_exp.cli.run import told
+from dagger_exp.errors import ConfigError
 from dagger_exp.types import SCHEMA_VERSION
 
 SCRIPTS = Path(sys.executable).parent
@@ -172,3 +174,19 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "File too large" in line]) == 1, done.stderr
+
+
+def test_a_mistake_takes_no_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    def job() -> None:
+        with told(folder):
+            (folder / "seed1").mkdir()
+            (folder / "seed1" / "notes.txt").write_text("mine")
+            raise ConfigError("a mistake.")
+
+    with pytest.raises(SystemExit):
+        job()
+    assert (folder / "seed1" / "notes.txt").read_text() == "mine"

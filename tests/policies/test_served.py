@@ -13,7 +13,7 @@ from dagger_exp.errors import ConfigError, PolicyError
 from dagger_exp.policies.llm import AnswerError
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.scaffolds.bash import BashScaffold
-from dagger_exp.scaffolds.calls import written
+from dagger_exp.scaffolds.calls import find_call, written
 from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Key, Message, Response, State, ToolCall, Usage
 from tests.provider import MODEL, Provider, serving
@@ -89,17 +89,13 @@ def test_calls_of_the_student_are_shown_as_calls_and_what_they_brought_as_their_
 
 
 def test_an_answer_is_read_once_and_not_with_every_later_turn() -> None:
-    class Counting(ToolScaffold):
-        def normalized(self, message: Message) -> Message:
-            read.append(message)
-            return super().normalized(message)
-
-    read, scaffold, said = list[Message](), Counting(), [Message("assistant", TAGGED), Message("tool", "a.py")]
+    find_call.cache_clear()
+    scaffold, said = ToolScaffold(), [Message("assistant", TAGGED), Message("tool", "a.py")]
     for num_turns in range(3):
         state = State((*STATE.messages, *said * num_turns), (), STATE.key)
         response, _ = answered({"content": TAGGED}, state, scaffold=scaffold)
         assert response.message.tool_calls == (LS,)
-    assert read == said[:1]
+    assert find_call.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(("keep", "reasoning"), [(False, ""), (True, "hm")])

@@ -112,3 +112,10 @@ def test_a_command_that_takes_too_long_is_an_observation(tmp_path: Path) -> None
     result = asyncio.run(scaffold.run(call("echo begun; exec sleep 60"), FolderSandbox(tmp_path)))
     assert result.observation.content == "begun\n[ended after 0.3 s, which is all that a command may take]"
     assert result == StepResult(result.observation, failed=True)
+
+
+def test_a_block_begun_in_a_thought_that_the_template_began_is_not_run() -> None:
+    thought = "I could\n```bash\nrm -rf a\n</think>\n\n"
+    assert json.loads(SCAFFOLD.read(Message("assistant", f"{thought}```bash\nls\n```")).arguments)["command"] == "ls"
+    with pytest.raises(MalformedAction):
+        SCAFFOLD.read(Message("assistant", "```bash\nls\n```\n</think>\n\nDone."))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagger_exp.errors import MalformedAction
-from dagger_exp.scaffolds.calls import written
+from dagger_exp.scaffolds.calls import JSON_FORM, written
 from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Message, StepResult, ToolCall
 from tests.scaffolds.conftest import FolderSandbox
@@ -183,3 +183,10 @@ def test_a_call_is_answered_by_its_tool(action: ToolCall, told: str, error: str,
     failed = "nothere" in action.arguments
     assert result == StepResult(result.observation, action_error=error, failed=failed)
     assert len(result.observation.content) < 300
+
+
+@pytest.mark.parametrize("thought", ["I must answer with a <tool_call> block.", "<tool_call>\n{}\n</tool_call>"])
+def test_a_call_begun_in_a_thought_that_the_template_began_is_not_meant(thought: str) -> None:
+    assert SCAFFOLD.read(says(f"{thought}\n</think>\n\n{JSON_FORM}")) == LS
+    with pytest.raises(MalformedAction):
+        SCAFFOLD.read(says(f"{JSON_FORM}\n</think>\n\nDone."))
