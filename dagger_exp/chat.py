@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,6 +90,7 @@ class Chat:
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches of one need none, and it warns at every fork
         tokenizer.encode("")  # which leaves the backend without the truncation and padding of others
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special = re.compile("|".join(map(re.escape, special.values())))
@@ -223,7 +225,9 @@ class Chat:
         whole = text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, has no tokens
         if self._backend is None:
             return list(self.tokenizer.encode(whole, add_special_tokens=False))
-        return self._backend.encode(whole, add_special_tokens=False).ids
+        return self._backend.encode_batch_fast([whole], add_special_tokens=False)[
+            0
+        ].ids  # without the characters' places
 
     def _decode(self, ids: list[int]) -> str:
         if self._backend is None:

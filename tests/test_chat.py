@@ -200,9 +200,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
-    def encode(self, text: str, **options: Any) -> Any:
-        self.num_chars += len(text)
-        return self.tokenizer.backend_tokenizer.encode(text, **options)
+    def encode_batch_fast(self, texts: Sequence[str], **options: Any) -> Any:
+        self.num_chars += sum(map(len, texts))
+        return self.tokenizer.backend_tokenizer.encode_batch_fast(texts, **options)
 
     def apply_chat_template(self, rows: Sequence[Any], **options: Any) -> Any:
         self.num_messages += len(rows)

@@ -9,8 +9,8 @@ from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
-from dagger_exp.errors import ConfigError, PolicyError
-from dagger_exp.policies.llm import normalized, whole
+from dagger_exp.errors import ConfigError
+from dagger_exp.policies.llm import AnswerError, normalized, whole
 from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
@@ -66,23 +66,24 @@ class ServedPolicy:
         """Return the answer.
 
         Raises:
-            AnswerError: it is empty or was cut.
+            AnswerError: it is empty, was cut, or is in a form that is not understood.
             ContextError: the conversation is too long for the model.
             EngineError: the server refuses or has failed.
-            PolicyError: the answer is in a form that is not understood.
         """
         messages = normalized(state.messages, self.scaffold)
         body = {"model": self.model, "messages": [_row(*at) for at in enumerate(messages)], **self.request}
         answer = await self.endpoint.post("/v1/chat/completions", body)
+        usage = _usage(answer)
         try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            choice = answer["choices"][0]
             [message] = normalized([_message(choice["message"])], self.scaffold)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise PolicyError(f"{self.endpoint.address} answers in a form that is not understood: {error!r}") from error
+            said = f"{self.endpoint.address} answers in a form that is not understood: {error!r}"
+            raise AnswerError(said, usage) from error
         response = Response(
             message=message if self.keep_reasoning or not message.reasoning else replace(message, reasoning=""),
             finish_reason=choice.get("finish_reason") or "stop",
-            usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
+            usage=usage,
         )
         return whole(response, self.id)
 
@@ -128,6 +129,13 @@ def _row(index: int, message: Message) -> dict[str, Any]:
             for i, call in enumerate(message.tool_calls)
         ]
     return row
+
+
+def _usage(answer: Any) -> Usage:
+    """Return what an answer has cost, as far as it tells."""
+    told = answer.get("usage") if isinstance(answer, Mapping) else None
+    counts = [(told if isinstance(told, Mapping) else {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _message(row: Mapping[str, Any]) -> Message:

@@ -83,14 +83,24 @@ class Store(StoreView):
         if not self.is_closed(round_index):
             self.committed_paths(round_index)[episode_index].unlink()
 
+    def rows(self, round_index: int, num_episodes: int) -> list[list[Row]]:
+        """Return the rows of episodes 0 to num_episodes - 1 of an open round.
+
+        Raises:
+            StoreError: an episode is missing or damaged.
+        """
+        paths = self.committed_paths(round_index)
+        self._check_complete(round_index, num_episodes, paths)
+        return [read_rows(paths[index]) for index in range(num_episodes)]
+
     def close_round(
         self,
         round_index: int,
-        num_episodes: int,
+        episodes: Sequence[Sequence[Row]],
         counts: Mapping[str, Any],
         origin: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Compact episodes 0 to num_episodes - 1 into one Parquet file; return the manifest that closes it.
+        """Compact the first episodes into one Parquet file; return the manifest that closes the round.
 
         The manifest has `schema_version run_id round_index num_episodes num_turns num_labels num_dropped
         stop_reasons sha256 counts`; `num_dropped` are committed episodes of a higher index, which the round
@@ -98,18 +108,17 @@ class Store(StoreView):
 
         Args:
             round_index: the round.
-            num_episodes: how many episodes it keeps.
+            episodes: that it keeps, as `rows` returned them.
             counts: JSON values that the manifest shall hold as well.
             origin: where the episodes came from, for the manifest; None where they were played.
 
         Raises:
-            StoreError: an episode is missing or damaged, or the disk is full or cannot be written.
+            StoreError: the disk is full or cannot be written.
         """
         if not self.is_closed(round_index):
-            paths = self.committed_paths(round_index)
-            self._check_complete(round_index, num_episodes, paths)
-            compact(self.parquet_path(round_index), (read_rows(paths[index]) for index in range(num_episodes)))
-            manifest = self._describe(round_index, len(paths) - num_episodes, counts)
+            num_dropped = len(self.committed_paths(round_index)) - len(episodes)
+            compact(self.parquet_path(round_index), episodes)
+            manifest = self._describe(round_index, num_dropped, counts)
             manifest |= {} if origin is None else {"origin": dict(origin)}
             write_json(self.manifest_path(round_index), manifest)
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)

@@ -61,7 +61,7 @@ def make_run(folder: Path, closed: Sequence[Episode], opened: Sequence[Episode] 
     store = Store(folder / "rounds", folder.name)
     for episode in (*closed, *opened):
         store.commit(episode)
-    store.close_round(0, len(closed), {})
+    store.close_round(0, store.rows(0, len(closed)), {})
     compact(folder / "eval" / "round_000.parquet", (episode_to_rows(folder.name, episode) for episode in closed))
     row = {"round": 0, "round/beta": 0.5, "round/loss": float("nan"), "rollout/num_labels": 6, "eval/success_rate": 0.5}
     config = {"seed": 0, "name": folder.name, "rounds": {"num_rounds": 2}}

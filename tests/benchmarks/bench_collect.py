@@ -478,6 +478,9 @@ class Timed:
     def encode(self, *args: Any, **options: Any) -> Any:
         return self._timed(self.tokenizer.encode, *args, **options)
 
+    def encode_batch_fast(self, *args: Any, **options: Any) -> Any:
+        return self._timed(self.tokenizer.encode_batch_fast, *args, **options)
+
     def decode(self, *args: Any, **options: Any) -> Any:
         return self._timed(self.tokenizer.decode, *args, **options)
 

@@ -81,7 +81,7 @@ def _close(store: Store, round_index: int, episodes: list[Episode]) -> None:
         lines = [json.dumps(row) for row in episode_to_rows(RUN_ID, episode)]
         path = store.episodes_folder(round_index) / f"{episode.episode_index:06d}.jsonl"
         path.write_text("\n".join(lines) + "\n")
-    store.close_round(round_index, len(episodes), {})
+    store.close_round(round_index, store.rows(round_index, len(episodes)), {})
 
 
 def _episode(coins: random.Random, round_index: int, index: int, beta: float | None) -> Episode:

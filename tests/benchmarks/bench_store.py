@@ -62,7 +62,7 @@ def build(folder: Path, num_turns: int, num_context_ids: int, num_response_ids: 
             turns += len(episode.turns)
             episode_index += 1
         begin = time.perf_counter()
-        store.close_round(round_index, episode_index, {})
+        store.close_round(round_index, store.rows(round_index, episode_index), {})
         close_s += time.perf_counter() - begin
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     return {"close_s_per_round": close_s / NUM_ROUNDS, "parquet_mb": size / 1e6}

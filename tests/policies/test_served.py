@@ -9,7 +9,7 @@ import pytest
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.envs.repo_repair import RepoRepair
-from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.errors import ConfigError
 from dagger_exp.policies.llm import AnswerError
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.scaffolds.bash import BashScaffold
@@ -111,9 +111,10 @@ def test_an_answer_that_was_cut_is_no_label(answer: dict[str, Any]) -> None:
     assert refused.value.usage == Usage(7, 3)
 
 
-def test_an_answer_in_another_form_is_an_error() -> None:
-    with pytest.raises(PolicyError, match="not understood"):
+def test_an_answer_in_another_form_is_an_error_that_has_its_price() -> None:
+    with pytest.raises(AnswerError, match="not understood") as refused:
         answered({"content": "ls", "tool_calls": [{"id": "a"}]})
+    assert refused.value.usage == Usage(7, 3)
 
 
 @pytest.mark.parametrize(("model", "refused"), [(MODEL, False), (None, False), ("other", True)])

@@ -67,7 +67,7 @@ def test_they_are_kept_as_16_bit_numbers(tmp_path: Path) -> None:
     episode = Episode(0, 0, "t", StopReason.SOLVED, turns)
     store = Store(tmp_path, "run")
     store.commit(episode)
-    store.close_round(0, 1, {})
+    store.close_round(0, store.rows(0, 1), {})
     [found] = store.read(0).episodes([0])
     assert found.turns[0].teacher_logprobs == (float(np.float16(-0.1)), -2.0)
     assert episode_to_rows("run", found) == episode_to_rows("run", episode)

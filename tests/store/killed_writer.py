@@ -36,7 +36,7 @@ def write(folder: Path) -> None:
         for episode_index in (2, 0, 1):
             if episode_index not in store.committed(round_index):
                 store.commit(episode(round_index, episode_index))
-        store.close_round(round_index, 2, {"attempts": 1})
+        store.close_round(round_index, store.rows(round_index, 2), {"attempts": 1})
 
 
 def write_until_killed(folder: Path, num_operations: int) -> None:

@@ -63,5 +63,5 @@ def test_a_parquet_file_without_its_manifest_is_written_again(store, make_episod
     store.commit(make_episode(0))
     store.parquet_path(0).write_bytes(b"of an earlier attempt")
     assert (store.rounds(), store.is_closed(0)) == ([], False)
-    store.close_round(0, 1, {})
+    store.close_round(0, store.rows(0, 1), {})
     assert store.read(0).episode(0) == make_episode(0)

@@ -20,10 +20,10 @@ def closed(store, make_episode):
     store.commit(make_episode(0))
     store.commit(make_episode(1, num_turns=0, stop_reason=StopReason.ENGINE))
     store.commit(make_episode(2, num_turns=5, stop_reason=StopReason.UNSOLVED))
-    store.close_round(0, 3, {})
+    store.close_round(0, store.rows(0, 3), {})
     store.commit(make_episode(0, round_index=1, num_turns=1, task_id="other"))
     store.commit(make_episode(1, round_index=1))
-    store.close_round(1, 2, {})
+    store.close_round(1, store.rows(1, 2), {})
     return store
 
 

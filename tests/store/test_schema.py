@@ -90,5 +90,5 @@ def test_arrays_of_numpy_are_stored_as_the_numbers_they_hold(make_episode) -> No
 def test_undecodable_output_of_a_command_does_not_stop_a_round(make_episode, store) -> None:
     turn = replace(make_episode(0).turns[0], observation="caf\udce9")
     store.commit(make_episode(0, turns=(turn,)))
-    store.close_round(0, 1, {})
+    store.close_round(0, store.rows(0, 1), {})
     assert store.read(0).episode(0).turns[0].observation == "caf?"

@@ -32,7 +32,7 @@ def test_a_closed_round_tells_the_same_as_the_open_one(store, make_episode) -> N
     for index in range(3):
         store.commit(make_episode(index, num_turns=index))
     before = store.committed(0)
-    store.close_round(0, 3, {})
+    store.close_round(0, store.rows(0, 3), {})
     assert store.committed(0) == before
 
 
@@ -40,7 +40,7 @@ def test_the_manifest_counts_what_the_round_holds(store, make_episode) -> None:
     for index in range(4):
         store.commit(make_episode(index, num_turns=index))
     store.commit(make_episode(9))
-    manifest = store.close_round(0, 4, {"num_drifts": 2})
+    manifest = store.close_round(0, store.rows(0, 4), {"num_drifts": 2})
     assert manifest["num_episodes"] == 4
     assert (manifest["num_turns"], manifest["num_labels"], manifest["num_dropped"]) == (6, 4, 1)
     assert manifest["stop_reasons"] == {"solved": 4}
@@ -52,15 +52,16 @@ def test_the_manifest_counts_what_the_round_holds(store, make_episode) -> None:
 
 def test_closing_twice_changes_nothing(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    manifest = store.close_round(0, 1, {})
+    rows = store.rows(0, 1)
+    manifest = store.close_round(0, rows, {})
     before = contents(folder)
-    assert store.close_round(0, 1, {"other": 1}) == manifest
+    assert store.close_round(0, rows, {"other": 1}) == manifest
     assert contents(folder) == before
 
 
 def test_later_commits_leave_closed_rounds_untouched(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    store.close_round(0, 1, {})
+    store.close_round(0, store.rows(0, 1), {})
     before = contents(folder / "000")
     store.commit(make_episode(0, round_index=1))
     with pytest.raises(StoreError, match=r"round 0 .* is closed"):
@@ -71,7 +72,7 @@ def test_later_commits_leave_closed_rounds_untouched(store, folder, make_episode
 def test_the_next_round_is_the_first_that_is_open(store, make_episode) -> None:
     assert (store.rounds(), store.next_round()) == ([], 0)
     store.commit(make_episode(0, round_index=1))
-    store.close_round(1, 1, {})
+    store.close_round(1, store.rows(1, 1), {})
     assert (store.rounds(), store.next_round()) == ([1], 0)
 
 
@@ -96,7 +97,7 @@ def test_a_round_that_lacks_episodes_is_not_closed(store, make_episode) -> None:
     store.commit(make_episode(0))
     store.commit(make_episode(2))
     with pytest.raises(StoreError, match=r"lacks 1 of 3 episodes \(the first is 1\)"):
-        store.close_round(0, 3, {})
+        store.close_round(0, store.rows(0, 3), {})
     assert not store.is_closed(0)
 
 
@@ -129,7 +130,7 @@ def test_a_folder_without_a_store_is_not_opened_for_reading(folder) -> None:
 
 
 def test_a_manifest_of_another_version_is_refused(store, make_episode) -> None:
-    manifest = store.close_round(0, 0, {})
+    manifest = store.close_round(0, store.rows(0, 0), {})
     store.manifest_path(0).write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(StoreError, match="schema version 99"):
         store.read(0)
@@ -142,7 +143,7 @@ def test_a_damaged_episode_is_named(store, make_episode) -> None:
     with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
         store.committed(0)
     with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
-        store.close_round(0, 1, {})
+        store.close_round(0, store.rows(0, 1), {})
     assert not list(store.folder.rglob("*.tmp"))
 
 
@@ -169,7 +170,7 @@ def test_a_full_disk_leaves_nothing_half_written(store, folder, make_episode) ->
     with largest_file(100), pytest.raises(StoreError, match=r"000001\.jsonl cannot be written .*free space"):
         store.commit(make_episode(1))
     with largest_file(100), pytest.raises(StoreError, match=r"episodes\.parquet cannot be written .*free space"):
-        store.close_round(0, 1, {})
+        store.close_round(0, store.rows(0, 1), {})
     assert contents(folder) == before
     store.commit(make_episode(1))
-    assert store.close_round(0, 2, {})["num_episodes"] == 2
+    assert store.close_round(0, store.rows(0, 2), {})["num_episodes"] == 2

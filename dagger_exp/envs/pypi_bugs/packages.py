@@ -87,7 +87,7 @@ class PackageCache:
         if not place.exists():
             logger.info("installing %s", ", ".join(requirements))
             with _aside(self.folder) as aside:
-                options = ["--only-binary", ":all:", "--no-compile", "--target", str(aside / "site")]
+                options = ["--only-binary", ":all:", "--target", str(aside / "site")]
                 _pip("install", *options, *requirements)
                 _move(aside / "site", place)
         return place
