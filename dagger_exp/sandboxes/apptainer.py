@@ -65,5 +65,5 @@ class ApptainerSandboxes(Pool):
         if image is None:
             raise SandboxError("sandbox=apptainer has no image: give sandbox.image=FILE, as the env names none.")
         mounts = [word for source, path in spec.mounts for word in ("--bind", f"{source}:{path}:ro")]
-        init = init_command(self.limits, environment={**ENVIRONMENT, **dict(spec.environment)})
+        init = init_command(self.limits, {**ENVIRONMENT, **dict(spec.environment)})
         return await start_process(["apptainer", "exec", *FLAGS, *mounts, image, *init])

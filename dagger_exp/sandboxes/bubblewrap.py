@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -15,9 +18,10 @@ from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
-from dagger_exp.sandboxes.process import start_process
-from dagger_exp.sandboxes.session import OWN_PYTHON, Session, init_command
+from dagger_exp.sandboxes.session import Session, init_settings
+from dagger_exp.sandboxes.zygote import Zygote, zygote_command
 
+OWN_PYTHON = "python{}.{}".format(*sys.version_info)
 NOT_FOUND = 127
 """With which a shell ends when it does not find a program."""
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -48,6 +52,7 @@ class BubblewrapSandboxes(Pool):
 
     def __init__(self, *, run_id: str, limits: Limits, max_live: int = 16, num_ready: int = 2) -> None:
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
+        self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[Zygote]] = {}
 
     @property
     def python(self) -> str:
@@ -58,33 +63,49 @@ class BubblewrapSandboxes(Pool):
         """Look whether bubblewrap is there and may do its work; raises `ConfigError`."""
         if shutil.which("bwrap") is None:
             raise ConfigError("sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).")
-        pythons = f"{OWN_PYTHON} -c '' && python3 -c ''"  # of process 1, and of the commands
-        command = [*_namespaces(), *_system(), "--", "sh", "-c", pythons]
+        command = [*_namespaces(), *_system(), "--", "sh", "-c", "python3 -c ''"]
         tried = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if tried.returncode:
             if tried.returncode == NOT_FOUND:
-                raise ConfigError(f"sandbox=bubblewrap needs python3 and {OWN_PYTHON} on the PATH, or take docker.")
+                raise ConfigError("sandbox=bubblewrap needs python3 on the PATH, or take docker.")
             said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
             raise ConfigError(
                 f"sandbox=bubblewrap cannot start a sandbox here ({said}): let plain users make user namespaces "
                 "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take docker."
             )
 
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Hold the sandboxes of one event loop, and what they are forked from."""
+        try:
+            async with super().connected():
+                yield
+        finally:
+            starting, self._zygotes = self._zygotes.values(), {}
+            await asyncio.gather(*map(_ended, starting))
+
     async def _start(self, spec: SandboxSpec) -> Session:
         if spec.image is not None:
             raise SandboxError(f"bubblewrap has no images, and the env asks for {spec.image}: take sandbox=docker.")
-        mounts = [word for source, path in spec.mounts for word in _bound(source, path)]
         uid = UIDS[0] + secrets.randbelow(UIDS[1] - UIDS[0]) if os.getuid() == 0 else None
-        init = init_command(
+        settings = init_settings(
             self.limits,
             environment=dict(spec.environment),
             tmpfs=self._tmpfs(owner=uid or 0),
             uid=uid,
             maps_user=True,
             counts_processes=uid is not None or _kernel() >= OWN_COUNT,
-            runs_own_python=True,
         )
-        return await start_process([*_namespaces(), *_system(), *mounts, *SEAL, "--", *init])
+        return await (await self._zygote(spec)).fork(settings)
+
+    async def _zygote(self, spec: SandboxSpec) -> Zygote:
+        """Return what sandboxes with these mounts are forked from; a new one where it has ended."""
+        starting = self._zygotes.get(spec.mounts)
+        if starting is None or (starting.done() and (starting.exception() or not starting.result().is_alive)):
+            mounts = [word for source, path in spec.mounts for word in _bound(source, path)]
+            command = [*_namespaces(), *_system(), *mounts, *SEAL, "--", *zygote_command(f"dagger-exp-{self.run_id}")]
+            starting = self._zygotes[spec.mounts] = asyncio.create_task(_started(command, starting))
+        return await asyncio.shield(starting)
 
     def _tmpfs(self, owner: int) -> dict[str, str]:
         size = f"size={self.limits.disk_mib}m,nr_inodes={self.limits.num_inodes}"
@@ -92,14 +113,25 @@ class BubblewrapSandboxes(Pool):
         return {"/work": f"{size},mode=755,uid={owner},gid={owner}", "/tmp": f"{size},mode=1777", "/dev/shm": shared}  # noqa: S108 - inside
 
 
+async def _started(command: Sequence[str], before: asyncio.Task[Zygote] | None) -> Zygote:
+    if before is not None:
+        await _ended(before)
+    return await Zygote.start(command)
+
+
+async def _ended(starting: asyncio.Task[Zygote]) -> None:
+    with suppress(SandboxError):  # who asked for it knows
+        await (await starting).end()
+
+
 def _namespaces() -> list[str]:
     """Return how bwrap isolates: a root keeps its user, so that it can give each sandbox another one.
 
-    No `--die-with-parent`: a bwrap that is killed while it starts leaves a child that waits for ever. Process 1 ends
-    where its stdin does, and this machine's kernel closes that, whatever becomes of us.
+    No `--die-with-parent`: a bwrap that is killed while it starts leaves a child that waits for ever. The zygote ends
+    where its socket does, and this machine's kernel closes that, whatever becomes of us.
     """
     shared = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --as-pid-1 "
-    shared += "--hostname sandbox --clearenv --cap-drop ALL --cap-add CAP_SYS_ADMIN"
+    shared += "--hostname sandbox --clearenv --cap-drop ALL --cap-add CAP_SYS_ADMIN --cap-add CAP_NET_ADMIN"
     as_root = "--cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_KILL"
     as_user = "--unshare-user --uid 0 --gid 0 --cap-add CAP_SETFCAP"  # without the last, a root maps no further user
     return ["bwrap", *shared.split(), *(as_root if os.getuid() == 0 else as_user).split()]

@@ -116,7 +116,7 @@ class DockerSandboxes(Pool):
         owned = f"{disk},uid={user}" if user.isdecimal() else disk
         return {
             "entrypoint": [],
-            "command": init_command(limits, environment=dict(spec.environment)),
+            "command": init_command(limits, dict(spec.environment)),
             "stdin_open": True,
             "auto_remove": True,
             "network_mode": "none",

@@ -84,7 +84,11 @@ class Kept:
 
 
 def main() -> None:
-    settings = literal(sys.argv[1])
+    serve(literal(sys.argv[1]))
+
+
+def serve(settings: dict) -> None:
+    """Be process 1 of a sandbox; never returns."""
     if os.getpid() != 1:  # it ends all processes that it can see
         sys.exit("the sandbox has no process namespace of its own")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which process 1 does not feel
@@ -141,7 +145,7 @@ def read_exactly(size: int) -> bytes:
     while len(data) < size:
         chunk = os.read(0, min(CHUNK, size - len(data)))
         if not chunk:
-            sys.exit(0)  # the client is gone
+            os._exit(0)  # the client is gone
         data += chunk
     return bytes(data)
 
@@ -195,8 +199,9 @@ def supervise(child: int, pipe: int, waker: int, timeout_s: float, kept: Kept, s
     watched = [pipe, waker, 0]
     while time.monotonic() < deadline:
         readable = select.select(watched, [], [], min(POLL_S, max(0.0, deadline - time.monotonic())))[0]
-        if 0 in readable:
-            sys.exit(0)  # nobody asks while an answer is due: the client is gone
+        if 0 in readable:  # nobody asks while an answer is due: the client is gone
+            end_all()
+            os._exit(0)
         if pipe in readable and not drain(pipe, kept):
             watched.remove(pipe)  # closed, which is not yet the end
         if waker in readable:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import functools
-import marshal
 import struct
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -19,15 +16,13 @@ from dagger_exp.sandboxes.calls import call_filter
 from dagger_exp.sandboxes.limits import Limits
 
 LENGTHS = struct.Struct(">II")
-OWN_PYTHON = "python{}.{}".format(*sys.version_info)
-"""The name of a Python that reads what this one compiles."""
 START_TIMEOUT_S = 120.0
 GRACE_S = 30.0
 """Beyond its own time-out, an answer may take this long on a busy machine."""
 FILES_TIMEOUT_S = 90.0
 
 
-def init_command(
+def init_settings(
     limits: Limits,
     *,
     environment: Mapping[str, str],
@@ -35,9 +30,8 @@ def init_command(
     uid: int | None = None,
     maps_user: bool = False,
     counts_processes: bool = False,
-    runs_own_python: bool = False,
-) -> list[str]:
-    """Return the command that is process 1 of a sandbox.
+) -> dict[str, Any]:
+    """Return what process 1 of a sandbox must know.
 
     Args:
         limits: of its commands.
@@ -46,9 +40,8 @@ def init_command(
         uid: of the commands, where it has the capability to choose it; None is its own.
         maps_user: whether commands see one and the same user id in all sandboxes.
         counts_processes: whether the system can count the processes of this sandbox alone.
-        runs_own_python: whether it has `OWN_PYTHON`, which can be given compiled code.
     """
-    settings = {
+    return {
         **asdict(limits),
         "call_filter": call_filter().hex(),
         "environment": dict(environment),
@@ -57,19 +50,16 @@ def init_command(
         "maps_user": maps_user,
         "counts_processes": counts_processes,
     }
-    python, program = (OWN_PYTHON, _compiled()) if runs_own_python else ("python3", _source())
-    return [python, "-I", "-S", "-c", program, ascii(settings)]
 
 
-def _source() -> str:
-    return files("dagger_exp.sandboxes").joinpath("init.py").read_text()
+def init_command(limits: Limits, environment: Mapping[str, str]) -> list[str]:
+    """Return the command that is process 1 of a container, which has its own memory disks and user."""
+    return ["python3", "-I", "-S", "-c", source("init.py"), ascii(init_settings(limits, environment=environment))]
 
 
-@functools.cache
-def _compiled() -> str:
-    """Return a program that holds its code compiled: else a quarter of a start goes into compiling it."""
-    code = compile(_source(), "init.py", "exec", optimize=2)
-    return f"import marshal; exec(marshal.loads(bytes.fromhex('{marshal.dumps(code).hex()}')))"
+def source(name: str) -> str:
+    """Return a program that runs inside."""
+    return files("dagger_exp.sandboxes").joinpath(name).read_text()
 
 
 class Session:

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_sandboxes.py [bubblewrap] [docker IMAGE]
 
 Both are measured in turn in one run. The raw bubblewrap is one `bwrap ... sh -c true` per command, the raw docker the
-SDK's create and start, and `exec_run`; neither gathers output, ends daemons or has a time-out, as a sandbox does. What
-does that has a Python as process 1: a start is also measured beside the same bwrap with a Python that does nothing.
+SDK's create and start, and `exec_run`; neither gathers output, ends daemons or has a time-out, as a sandbox does. None
+is started ahead. The first sandbox of a pool is told apart: bubblewrap's others are forked from what it starts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from statistics import quantiles
+from statistics import median, quantiles
 
 from dagger_exp.protocols import SandboxSpec
-from dagger_exp.sandboxes.bubblewrap import SEAL, BubblewrapSandboxes, _namespaces, _system
+from dagger_exp.sandboxes.bubblewrap import BubblewrapSandboxes
 from dagger_exp.sandboxes.docker import DockerSandboxes
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
-from dagger_exp.sandboxes.session import OWN_PYTHON
 
-NUM_STARTS, NUM_EXECS, NUM_EPISODES, NUM_TURNS = 20, 100, 16, 20
+NUM_STARTS, NUM_EXECS, NUM_EPISODES, NUM_TURNS = 40, 100, 16, 20
 BWRAP = (
     "bwrap --unshare-all --die-with-parent --cap-drop ALL --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp".split()
 )
-IDLE = (*_namespaces(), *_system(), *SEAL, "--", OWN_PYTHON, "-I", "-S", "-c", "")
 Act = Callable[[], object]
 
 
@@ -47,30 +45,32 @@ def told(name: str, ours: list[float], raw: list[float]) -> None:
     )
 
 
-async def measure(name: str, pool: Pool, raw_start: Act, raw_exec: Act, idle_start: Act | None = None) -> None:
-    raw_starts = {"start": raw_start} | ({"start beside an idle Python": idle_start} if idle_start else {})
-    starts: list[float] = []
-    raws: dict[str, list[float]] = {what: [] for what in raw_starts}
+async def measure(name: str, pool: Pool, raw_start: Act, raw_exec: Act) -> None:
+    starts: tuple[list[float], list[float]] = ([], [])
     execs: tuple[list[float], list[float]] = ([], [])
     async with pool.connected():
-        for _ in range(NUM_STARTS):  # in turn, so that what else the machine does falls on all
-            began = time.perf_counter()
-            box = await pool.open(SandboxSpec(), "start")
-            starts.append((time.perf_counter() - began) * 1000)
-            await box.close()
-            for what, act in raw_starts.items():
-                raws[what].append(await timed(lambda act=act: asyncio.to_thread(act)))
+        first = await timed(lambda: start_and_close(pool, []))
+        for _ in range(NUM_STARTS):  # in turn, so that what else the machine does falls on both
+            await start_and_close(pool, starts[0])
+            starts[1].append(await timed(lambda: asyncio.to_thread(raw_start)))
         box = await pool.open(SandboxSpec(), "exec")
         for _ in range(NUM_EXECS):
             execs[0].append(await timed(lambda box=box: box.exec("true", 60)))
             execs[1].append(await timed(lambda: asyncio.to_thread(raw_exec)))
         await box.close()
-        for what, raw in raws.items():
-            told(f"{name}, {what}", starts, raw)
+        told(f"{name}, start", *starts)
         told(f"{name}, exec", *execs)
+        print(f"{name}, the first of a pool: {first / median(starts[0]):.1f} x the others at p50 (ms: {first:.0f})")
         alone = await timed(lambda: episode(pool, 0))
         together = await timed(lambda: asyncio.gather(*(episode(pool, index) for index in range(NUM_EPISODES))))
         print(f"{name}, {NUM_EPISODES} episodes at once: {together / alone:.1f} x the time of one")
+
+
+async def start_and_close(pool: Pool, starts: list[float]) -> None:
+    began = time.perf_counter()
+    box = await pool.open(SandboxSpec(), "start")
+    starts.append((time.perf_counter() - began) * 1000)
+    await box.close()
 
 
 async def episode(pool: Pool, index: int) -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     if "docker" not in sys.argv or "bubblewrap" in sys.argv:
         pool = BubblewrapSandboxes(run_id="bench", limits=limits, num_ready=0)
         raw = lambda: subprocess.run([*BWRAP, "sh", "-c", "true"], check=True)  # noqa: E731
-        asyncio.run(measure("bubblewrap", pool, raw, raw, lambda: subprocess.run(IDLE, check=True)))
+        asyncio.run(measure("bubblewrap", pool, raw, raw))
     if "docker" in sys.argv:
         bench_docker(sys.argv[-1], limits)
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from dagger_exp.errors import SandboxError
 from dagger_exp.protocols import SandboxSpec
+from dagger_exp.sandboxes.bubblewrap import BubblewrapSandboxes
 from tests.provider import wait_until
-from tests.sandboxes.conftest import HARDENED, MakePool, host_processes
+from tests.sandboxes.conftest import HARDENED, SMALL, MakePool, host_processes
 
 RUNS = """
 import asyncio, sys
@@ -24,7 +26,7 @@ from dagger_exp.sandboxes.docker import DockerSandboxes
 from dagger_exp.sandboxes.limits import Limits
 
 async def main():
-    given = dict(run_id="leftovers", limits=Limits(disk_mib=32), num_ready=2)
+    given = dict(run_id=sys.argv[4], limits=Limits(disk_mib=32), num_ready=2)
     pool = DockerSandboxes(image=sys.argv[2], **given) if sys.argv[1] == "docker" else BubblewrapSandboxes(**given)
     async with pool.connected():
         spec = SandboxSpec(environment=(("MARK", sys.argv[4]),))
@@ -139,5 +141,38 @@ def test_those_started_ahead_are_taken_and_ended(make_pool: MakePool) -> None:
             held = pool._held
         assert not held.in_use
         assert all(task.cancelled() or task.result().ended.done() for task in ahead)
+
+    asyncio.run(run())
+
+
+@pytest.mark.bubblewrap
+def test_where_sandboxes_are_forked_from_may_die_and_takes_only_those_it_has() -> None:
+    async def run() -> None:
+        pool = BubblewrapSandboxes(run_id=f"dies-{os.getpid()}", limits=SMALL, num_ready=0)
+        async with pool.connected():
+            box = await pool.open(SandboxSpec(), "0")
+            [bwrap, *_] = [int(line.split()[0]) for line in host_processes(pool.run_id)]
+            running = asyncio.create_task(box.exec("sleep 65432", 600))
+            os.killpg(bwrap, signal.SIGKILL)
+            with pytest.raises(SandboxError, match="the sandbox is gone"):
+                await running
+            assert (await (await pool.open(SandboxSpec(), "1")).exec("echo again", 20)).output == "again\n"
+        assert host_processes(pool.run_id) == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.bubblewrap
+def test_a_run_names_its_sandboxes_and_no_command_sees_another_one() -> None:
+    async def run() -> None:
+        pool = BubblewrapSandboxes(run_id=f"named-{os.getpid()}", limits=SMALL, num_ready=0)
+        async with pool.connected():
+            boxes = [await pool.open(SandboxSpec(), str(index)) for index in range(2)]
+            sleeping = asyncio.create_task(boxes[0].exec("mkfifo /dev/shm/a; sleep 65432", 600))
+            seen = await boxes[1].exec("pgrep -x sleep; find /dev/shm /dev/pts /work -mindepth 1", 20)
+            assert seen.output == "/dev/pts/ptmx\n"
+            assert len(host_processes(f"dagger-exp-{pool.run_id}")) == 4  # bubblewrap, its child, and the two
+            sleeping.cancel()
+            await asyncio.wait([sleeping])
 
     asyncio.run(run())
