@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 CLIENT_TIMEOUT_S = 120
+REMOVE_TIMEOUT_S, REMOVE_PAUSE_S = 60.0, 0.02
 FRAME = struct.Struct(">BxxxI")
 """Before each piece of output: of which stream it is, and its length."""
 STDERR = 2
@@ -92,13 +94,15 @@ def remove(client: DockerClient, container_id: str) -> None:
     """Remove a container with all that runs in it, also where it is about to remove itself."""
     from docker.errors import APIError, NotFound
 
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
     with suppress(NotFound):
-        try:
-            client.api.remove_container(container_id, force=True, v=True)
-        except APIError as error:
-            if error.status_code != 409:  # it is being removed already
-                raise
-            client.api.wait(container_id, condition="removed")
+        while True:
+            try:
+                return client.api.remove_container(container_id, force=True, v=True)
+            except APIError as error:  # of Docker 409, of podman 500: it is ending, and soon not found
+                if isinstance(error, NotFound) or time.monotonic() > deadline:
+                    raise
+            time.sleep(REMOVE_PAUSE_S)
 
 
 @dataclass

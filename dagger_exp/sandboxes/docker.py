@@ -51,6 +51,7 @@ class DockerSandboxes(Pool):
         self.read_only = read_only
         self._clients = Clients()
         self._users: dict[str, str] = {}
+        self._served_by: str | None = None
 
     @property
     def python(self) -> str:
@@ -107,13 +108,23 @@ class DockerSandboxes(Pool):
                 self._users[image] = client.api.inspect_image(image)["Config"]["User"].partition(":")[0]
         return self._users[image]
 
+    def _is_podman(self) -> bool:
+        """Whether it is podman that serves the interface."""
+        if self._served_by is None:
+            with self._clients.one() as client:
+                self._served_by = ", ".join(part["Name"] for part in client.version().get("Components") or ())
+        return "Podman" in self._served_by
+
     def _options(self, spec: SandboxSpec, user: str) -> dict[str, Any]:
         limits = self.limits
         # What lies on a memory disk counts too, and commands that fill it must not leave process 1 without memory.
         memory = f"{limits.memory_mib + 2 * limits.disk_mib + 2 * SHARED_MIB}m"
-        disk = f"size={limits.disk_mib}m,nr_inodes={limits.num_inodes},mode=1777,exec"
-        # Daemons that are not new keep the mode of a folder that the image has, but not its owner.
-        owned = f"{disk},uid={user}" if user.isdecimal() else disk
+        disk = f"size={limits.disk_mib}m,mode=1777,exec"
+        if self._is_podman():  # which gives a folder to the user by itself, and cannot count files
+            owned = f"{disk},U"
+        else:  # daemons that are not new keep the mode of a folder that the image has, but not its owner
+            disk += f",nr_inodes={limits.num_inodes}"
+            owned = f"{disk},uid={user}" if user.isdecimal() else disk
         return {
             "entrypoint": [],
             "command": init_command(limits, dict(spec.environment)),

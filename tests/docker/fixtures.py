@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,46 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def docker_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a daemon, and return the address of its socket."""
-    if shutil.which("dockerd") is None or os.getuid() != 0:
-        pytest.skip("needs dockerd (package docker.io) and root")
-    folder = tmp_path_factory.mktemp("dockerd")
-    address = f"unix://{folder}/docker.sock"
+    with served("dockerd", "docker.io", tmp_path_factory.mktemp("dockerd")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the name of an image with `python3` and `sh`."""
+    return imported(docker_host, tmp_path_factory.mktemp("imported"))
+
+
+@pytest.fixture
+def docker(docker_host: str, docker_image: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the Docker client of a test to the daemon; return the name of its image."""
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    return docker_image
+
+
+@pytest.fixture(scope="session")
+def podman_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Let podman serve the same interface; return the address of its socket and the name of an image."""
+    with served("podman", "podman", tmp_path_factory.mktemp("podman")) as address:
+        yield address, imported(address, tmp_path_factory.mktemp("imported"))
+
+
+@pytest.fixture
+def podman(podman_host: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the Docker client of a test to podman; return the name of its image."""
+    monkeypatch.setenv("DOCKER_HOST", podman_host[0])
+    return podman_host[1]
+
+
+@contextmanager
+def served(program: str, package: str, folder: Path) -> Iterator[str]:
+    """Run a daemon; give the address of its socket."""
+    if shutil.which(program) is None or os.getuid() != 0:
+        pytest.skip(f"needs {program} (package {package}) and root")
+    address = f"unix://{folder}/{program.removesuffix('d')}.sock"
     with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen([HERE / "start_dockerd.sh", folder], stdout=log, stderr=log, start_new_session=True)
+        command = [HERE / f"start_{program}.sh", folder]
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_until(lambda: daemon.poll() is not None or _answers(address))
         assert daemon.poll() is None, (folder / "log").read_text()
@@ -43,19 +78,11 @@ def docker_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         daemon.wait(60)
 
 
-@pytest.fixture(scope="session")
-def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the name of an image with `python3` and `sh`."""
-    command = [HERE / "make_image.sh", tmp_path_factory.mktemp("imported"), sys.executable, IMAGE]
-    subprocess.run(command, check=True, env={**os.environ, "DOCKER_HOST": docker_host})
+def imported(address: str, folder: Path) -> str:
+    """Make an image of this machine's programs; return its name."""
+    command = [HERE / "make_image.sh", folder, sys.executable, IMAGE]
+    subprocess.run(command, check=True, env={**os.environ, "DOCKER_HOST": address})
     return IMAGE
-
-
-@pytest.fixture
-def docker(docker_host: str, docker_image: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Point the Docker client of a test to the daemon; return the name of its image."""
-    monkeypatch.setenv("DOCKER_HOST", docker_host)
-    return docker_image
 
 
 def _answers(address: str) -> bool:

@@ -23,8 +23,13 @@ HARDENED = [
     pytest.param("bubblewrap", marks=pytest.mark.bubblewrap),
     pytest.param("docker", marks=pytest.mark.docker),
 ]
-KINDS = [*HARDENED, pytest.param("apptainer", marks=pytest.mark.bubblewrap)]
-"""What bounds memory disks and processes of apptainer is its own, of which the stand-in has nothing."""
+KINDS = [
+    *HARDENED,
+    pytest.param("podman", marks=pytest.mark.docker),
+    pytest.param("apptainer", marks=pytest.mark.bubblewrap),
+]
+"""What bounds memory disks and processes of apptainer is its own, of which the stand-in has nothing; podman counts no
+files."""
 MakePool = Callable[..., Pool]
 
 
@@ -33,8 +38,8 @@ def make_pool(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """Return what makes a pool of one kind."""
     kind: str = request.param
     made: dict[str, Any] = {"run_id": "tests", "limits": SMALL, "num_ready": 0}
-    if kind == "docker":
-        made["image"] = request.getfixturevalue("docker")
+    if kind in ("docker", "podman"):
+        made["image"] = request.getfixturevalue(kind)
         return lambda **given: DockerSandboxes(**{**made, **given})
     if shutil.which("bwrap") is None:
         pytest.skip("needs the package bubblewrap")
