@@ -94,7 +94,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         store=Store(store_folder or folder / "rounds", run_id),
         tasks=world.tasks("train"),
         seed=cfg.seed,
-        concurrency=cfg.rollout.concurrency,
+        concurrency=at_once(cfg.rollout.concurrency, sandboxes),
         keeps=make(cfg.filter),
         episodes_per_task=cfg.rollout.episodes_per_task,
         round_timeout_s=cfg.rollout.round_timeout_s,
@@ -107,7 +107,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         engine=engine,
         mixing=mixing,
         collector=collector,
-        evaluator=build_evaluator(cfg, runner, folder, run_id),
+        evaluator=build_evaluator(cfg, runner, at_once(cfg.evaluation.concurrency, sandboxes), folder, run_id),
     )
 
 
@@ -140,14 +140,19 @@ def build_runner(
     )
 
 
-def build_evaluator(cfg: DictConfig, runner: Runner, folder: Path, run_id: str) -> Evaluator:
+def at_once(concurrency: int, sandboxes: Sandboxes | None) -> int:
+    """Return how many episodes play at once: none waits for a sandbox, since that would count as its own time."""
+    return min(concurrency, sandboxes.max_live) if sandboxes else concurrency
+
+
+def build_evaluator(cfg: DictConfig, runner: Runner, concurrency: int, folder: Path, run_id: str) -> Evaluator:
     """Build what evaluates: as episodes are collected, but by the student alone and without labels."""
     student = replace(runner.student, temperature=cfg.evaluation.temperature, top_p=1.0)
     return Evaluator(
         runner=replace(runner, student=student, mixing=StudentOnly(), labeler=Labeler(turns="none")),
         tasks=runner.world.tasks("heldout")[: cfg.evaluation.tasks],
         seed=cfg.evaluation.seed,
-        concurrency=cfg.evaluation.concurrency,
+        concurrency=concurrency,
         folder=folder / "eval",
         run_id=run_id,
     )

@@ -46,8 +46,9 @@ def load_checked(folder: Path) -> DictConfig:
     return cfg
 
 
-AS_IN_RUN = ("env", "rollout", "evaluation", "student.max_context_tokens")
-"""What an evaluation takes from the run that made the student."""
+WITH_ENV = ("scaffold", "sandbox")
+AS_IN_RUN = ("env", *WITH_ENV, "rollout", "evaluation", "student.max_context_tokens")
+"""What an evaluation takes from the run that made the student; another env has its own scaffold and sandbox."""
 
 
 def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
@@ -65,7 +66,7 @@ def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictCo
     typed = {override.partition("=")[0].lstrip("+") for override in overrides}
     merged = OmegaConf.create(OmegaConf.to_container(cfg))  # free of the schema, which takes no whole nodes
     for key in AS_IN_RUN:
-        if key not in typed:
+        if key not in typed and not (key in WITH_ENV and "env" in typed):
             node = OmegaConf.select(theirs, key)
             if key == "rollout":  # what is younger than the run keeps its default
                 node = OmegaConf.merge(cfg.rollout, node)

@@ -117,7 +117,9 @@ class Sandbox(Protocol):
 
 
 class Sandboxes(Protocol):
-    """Starts sandboxes, some of them ahead of time, and never more than a cap."""
+    """Starts sandboxes, some of them ahead of time, and never more than `max_live` at the same time."""
+
+    max_live: int
 
     @property
     def python(self) -> str:

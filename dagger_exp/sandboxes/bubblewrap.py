@@ -26,6 +26,7 @@ NOT_FOUND = 127
 """With which a shell ends when it does not find a program."""
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/mime.types")
+HIDDEN = ("lib*/python3*/site-packages", "lib*/python3*/dist-packages", "etc")
 OWN_FILES = ("passwd", "group", "hosts")
 """Of `/etc`, with a user for the commands."""
 UIDS = (1 << 30, 1 << 31)
@@ -148,7 +149,17 @@ def _system() -> list[str]:
     variables = {"PATH": path, "HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}  # noqa: S108 - inside
     environment = [word for item in variables.items() for word in ("--setenv", *item)]
     etc = ["--perms", "0755", "--dir", "/etc", *etc]
-    return ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/usr", "/usr", *folders, *etc, *python, *environment]
+    shown = ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/usr", "/usr", *folders, *etc, *python]
+    return [*shown, *_hidden(), *environment]
+
+
+def _hidden() -> list[str]:
+    """Return what is laid over installed packages, among which a repair could be found, and over settings."""
+    roots = sorted({sys.base_prefix, "/usr", "/usr/local"})
+    found = [path for root in roots for pattern in HIDDEN for path in sorted(Path(root).glob(pattern))]
+    empty = [str(path) for path in found if path.is_dir() and not path.is_symlink()]
+    # Read only, since the sandboxes of a zygote share it.
+    return [word for path in empty for word in ("--perms", "0755", "--tmpfs", path, "--remount-ro", path)]
 
 
 def _shown(folder: Path) -> list[str]:

@@ -140,6 +140,7 @@ class DockerSandboxes(Pool):
             "mem_limit": memory,
             "memswap_limit": memory,
             "pids_limit": limits.max_processes + 1,
+            "use_config_proxy": False,  # which may hold a password
             "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"},  # noqa: S108
             "labels": {RUN_LABEL: self.run_id, OWNER_LABEL: owner.this()},
         }

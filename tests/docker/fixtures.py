@@ -76,6 +76,9 @@ def served(program: str, package: str, folder: Path) -> Iterator[str]:
     finally:
         daemon.terminate()
         daemon.wait(60)
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in (place for place in mounted if place.startswith(str(folder))):  # which podman leaves
+            subprocess.run(["umount", "-l", place], check=True)
 
 
 def imported(address: str, folder: Path) -> str:

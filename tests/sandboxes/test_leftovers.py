@@ -176,3 +176,17 @@ def test_a_run_names_its_sandboxes_and_no_command_sees_another_one() -> None:
             await asyncio.wait([sleeping])
 
     asyncio.run(run())
+
+
+@pytest.mark.bubblewrap
+def test_packages_and_settings_of_this_machine_are_not_shown() -> None:
+    async def run() -> None:
+        pool = BubblewrapSandboxes(run_id="packages", limits=SMALL, num_ready=0)
+        async with pool.connected():
+            box = await pool.open(SandboxSpec(), "0")
+            looks = "find / -path /proc -prune -o -path '*-packages/*' -print 2>/dev/null | head -3; for d in /usr/lib/python3*/*-packages; do"
+            seen = await box.exec(f"python3 -c 'import pip'; {looks} touch $d/x; done; ls /usr/local/etc", 60)
+            assert "No module named 'pip'" in seen.output
+            assert "-packages/" not in seen.output.replace("-packages/x': Read-only file system", "")
+
+    asyncio.run(run())

@@ -142,6 +142,7 @@ class PypiBugsEnv:
             if reached:
                 said = f"Refused: {path} reaches for what no repair needs ({reached})."
                 return replace(result, observation=Message("user", said), stop_reason=StopReason.UNSOLVED)
+        await sandbox.close()  # before another one is asked for: where all are in use, each would wait for the others
         report = await self._suites.run({**self._project.files, **submitted}, f"{self._task.id}-graded")
         failing = {*self._task.data["visible"], *self._task.data["hidden"]}
         broken = sorted(self._passing - failing - report.passed)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 from dagger_exp.envs.pypi_bugs.env import PypiBugsEnv
 from dagger_exp.envs.pypi_bugs.making import Maker, Trials, load_trials, write_whole
@@ -111,40 +112,63 @@ class PypiBugs:
         return self._sandboxes.connected()
 
     def _load(self, split: str) -> Sequence[Task]:
-        trials = {name: load_trials(self._path(package)) for name, package in self._of(split).items()}
-        if _lacking(trials, self._sizes[split]):
-            trials = self._make(split)
+        aside = self._aside(split)
+        kept = {name: load_trials(self._path(package)) for name, package in self._of(split).items()}
+        trials = {name: Trials(set_aside=aside[name]) if name in aside else found for name, found in kept.items()}
+        if is_lacking := bool(_lacking(trials, self._sizes[split])):
+            trials = self._make(split, aside)
         in_turns = itertools.zip_longest(*(found.tasks for found in trials.values()))
         rows = [row for turn in in_turns for row in turn if row is not None][: self._sizes[split]]
         if len(rows) < self.min_usable_rate * self._sizes[split]:
             raise ConfigError(
                 f"env=pypi_bugs has {len(rows)} of {self._sizes[split]} {split} tasks, and env.min_usable_rate is "
-                f"{self.min_usable_rate:g}: mend what is set aside, or want fewer{_set_aside(trials)}."
+                f"{self.min_usable_rate:g}: mend what is set aside and delete {self._index_path(split)}, or want fewer"
+                f"{_set_aside(trials)}."
             )
+        if is_lacking:
+            self._write_index(split, trials)
         return tuple(Task(row["id"], split, row) for row in rows)
 
-    def _make(self, split: str) -> Mapping[str, Trials]:
-        """Make the tasks that are missing, and write down what came of it."""
+    def _aside(self, split: str) -> Mapping[str, str]:
+        """Return why packages were set aside when the tasks were made: a later run plays the same, whatever it has."""
+        chosen = self._of(split)
+        index = self._index(split).items()
+        return {name: found["set_aside"] for name, found in index if found["set_aside"] and name in chosen}
+
+    def _index(self, split: str) -> dict[str, dict[str, Any]]:
+        path = self._index_path(split)
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write_index(self, split: str, trials: Mapping[str, Trials]) -> None:
+        index = self._index(split) | {
+            name: {"tasks": len(found.tasks), "rejected": found.rejections(), "set_aside": found.set_aside}
+            for name, found in trials.items()
+        }
+        write_whole(self._index_path(split), json.dumps(index, indent=1) + "\n")
+
+    def _index_path(self, split: str) -> Path:
+        return self.folder / f"{split}.json"
+
+    def _make(self, split: str, aside: Mapping[str, str]) -> Mapping[str, Trials]:
+        """Make the tasks that are missing."""
         self._sandboxes.check()
         try:
             self._cache.site()
         except UnusableError as error:
             raise ConfigError(f"env=pypi_bugs cannot run tests: {error}.") from error
-        trials = asyncio.run(self._tried(split))
-        index = {
-            name: {"tasks": len(found.tasks), "rejected": found.rejections(), "set_aside": found.set_aside}
-            for name, found in trials.items()
-        }
-        write_whole(self.folder / f"{split}.json", json.dumps(index, indent=1) + "\n")
+        trials = asyncio.run(self._tried(split, aside))
         for name, found in trials.items():
             if found.set_aside:
-                logger.warning("%s is set aside: %s", name, found.set_aside)
+                again = self._index_path(split)
+                logger.warning("%s is set aside: %s; delete %s to try it again", name, found.set_aside, again)
         return trials
 
-    async def _tried(self, split: str) -> Mapping[str, Trials]:
-        trials: dict[str, Trials] = {}
+    async def _tried(self, split: str, aside: Mapping[str, str]) -> Mapping[str, Trials]:
+        trials = {name: Trials(set_aside=reason) for name, reason in aside.items()}
         makers: dict[str, Maker] = {}
         for name, package in self._of(split).items():
+            if name in aside:
+                continue
             try:
                 makers[name] = self._maker(package)
                 trials[name] = makers[name].trials

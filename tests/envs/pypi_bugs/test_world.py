@@ -18,7 +18,7 @@ from dagger_exp.sandboxes.bubblewrap import BubblewrapSandboxes
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.tools import ToolScaffold
-from dagger_exp.types import Key, StopReason
+from dagger_exp.types import Key, StopReason, Task
 from tests.envs.pypi_bugs.conftest import NUM_HELDOUT, NUM_TRAIN, MakeWorld, ask_teacher, played
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.timeout(600)]
@@ -194,6 +194,30 @@ def test_a_package_that_cannot_be_had_is_set_aside_and_the_others_make_more(
     lonely = make_world(cache_folder=folder, packages=["funcy", "webcolors"], num_train_tasks=2)
     with pytest.raises(ConfigError, match=r"has 0 of 2 train tasks.* set aside: funcy \(pip download failed"):
         lonely.tasks("train")
+    monkeypatch.delenv("PIP_NO_INDEX")  # what could be had now would change the tasks of a run that goes on
+    again = make_world(cache_folder=folder, packages=["simpleeval", "webcolors", "funcy"], num_train_tasks=2)
+    assert again.tasks("train") == world.tasks("train")
+
+
+def test_as_many_episodes_as_sandboxes_can_submit_at_the_same_time(make_world: MakeWorld) -> None:
+    world = make_world()
+    tasks = world.tasks("train")[:2]
+
+    async def play(task: Task, all_are_there: asyncio.Barrier) -> StopReason | None:
+        env = world.make(task)
+        await env.reset()
+        await all_are_there.wait()
+        result = await ask_teacher(env)
+        await env.close()
+        return result.stop_reason
+
+    async def run() -> list[StopReason | None]:
+        all_are_there = asyncio.Barrier(len(tasks))
+        async with asyncio.timeout(120), world.connected():
+            return await asyncio.gather(*(play(task, all_are_there) for task in tasks))
+
+    world._sandboxes.max_live = len(tasks)
+    assert asyncio.run(run()) == [StopReason.SOLVED] * len(tasks)
 
 
 def test_without_an_index_there_is_one_sentence(
