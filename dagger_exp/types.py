@@ -131,7 +131,7 @@ class StepResult:
 
     An action that is not understood is not `valid`. One that `failed` did not do what it was for, as a command with
     another exit code than 0. `action_error` is `syntax` or `runtime` where a command or program that it wrote failed
-    so, else empty; a test that fails is neither.
+    so, else empty; a test that fails is neither. `num_cut_chars` of the observation were left out already.
     """
 
     observation: Message
@@ -140,6 +140,7 @@ class StepResult:
     valid: bool = True
     action_error: str = ""
     failed: bool = False
+    num_cut_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)

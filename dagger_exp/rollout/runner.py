@@ -148,6 +148,7 @@ class Runner:
             if result.stop_reason is not None:
                 return result.stop_reason
             observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
+            num_cut += result.num_cut_chars
             messages += [action.message, replace(result.observation, content=observation)]
             prompt = self.chat.extend(prompt, turn.response_ids, messages)
         return StopReason.MAX_TURNS
@@ -181,9 +182,7 @@ class Runner:
         try:
             with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {self.teacher.id}"):
                 answer = await self.teacher.act(state, env)
-        except ContextError:
-            raise
-        except PolicyError as error:
+        except PolicyError as error:  # its `ContextError` too: that the teacher reads less is not the student's doing
             if isinstance(error, AnswerError):
                 self.budget.spend(error.usage)
             raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
@@ -197,8 +196,6 @@ class Runner:
         try:
             with self.watchdog.waiting(key, f"the log-probabilities of the teacher {self.teacher.id}"):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top)
-        except ContextError:
-            raise
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
 

@@ -7,10 +7,9 @@ import os
 import re
 import secrets
 import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -19,11 +18,9 @@ from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes.limits import Limits
 from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.session import Session, init_settings
-from dagger_exp.sandboxes.zygote import Zygote, zygote_command
+from dagger_exp.sandboxes.zygote import Mounts, Zygotes, zygote_command
 
 OWN_PYTHON = "python{}.{}".format(*sys.version_info)
-NOT_FOUND = 127
-"""With which a shell ends when it does not find a program."""
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/mime.types")
 HIDDEN = ("lib*/python3*/site-packages", "lib*/python3*/dist-packages", "etc")
@@ -53,7 +50,7 @@ class BubblewrapSandboxes(Pool):
 
     def __init__(self, *, run_id: str, limits: Limits, max_live: int = 16, num_ready: int = 2) -> None:
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
-        self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[Zygote]] = {}
+        self._zygotes: Zygotes | None = None
 
     @property
     def python(self) -> str:
@@ -64,26 +61,29 @@ class BubblewrapSandboxes(Pool):
         """Look whether bubblewrap is there and may do its work; raises `ConfigError`."""
         if shutil.which("bwrap") is None:
             raise ConfigError("sandbox=bubblewrap needs bwrap: install the package bubblewrap (apt, dnf, conda).")
-        command = [*_namespaces(), *_system(), "--", "sh", "-c", "python3 -c ''"]
-        tried = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if tried.returncode:
-            if tried.returncode == NOT_FOUND:
-                raise ConfigError("sandbox=bubblewrap needs python3 on the PATH, or take docker.")
-            said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1].rstrip(".")
+        try:
+            asyncio.run(self._tried())
+        except SandboxError as error:
             raise ConfigError(
-                f"sandbox=bubblewrap cannot start a sandbox here ({said}): let plain users make user namespaces "
-                "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or take docker."
-            )
+                f"sandbox=bubblewrap cannot start a sandbox here ({str(error).rstrip('.')}): put python3 on the PATH, "
+                "let plain users make user namespaces (sysctl user.max_user_namespaces, "
+                "kernel.apparmor_restrict_unprivileged_userns), or take docker."
+            ) from error
+
+    async def _tried(self) -> None:
+        async with self.connected():
+            await (await self._start(SandboxSpec())).close()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold the sandboxes of one event loop, and what they are forked from."""
+        zygotes = self._zygotes = Zygotes(self._command)
         try:
             async with super().connected():
                 yield
         finally:
-            starting, self._zygotes = self._zygotes.values(), {}
-            await asyncio.gather(*map(_ended, starting))
+            self._zygotes = None
+            await zygotes.end()
 
     async def _start(self, spec: SandboxSpec) -> Session:
         if spec.image is not None:
@@ -97,32 +97,24 @@ class BubblewrapSandboxes(Pool):
             maps_user=True,
             counts_processes=uid is not None or _kernel() >= OWN_COUNT,
         )
-        return await (await self._zygote(spec)).fork(settings)
+        if (zygotes := self._zygotes) is None:
+            raise SandboxError("the pool was closed while a sandbox started.")
+        zygote = await zygotes.get(spec.mounts)
+        try:
+            return await zygote.fork(settings)
+        except SandboxError:
+            if zygote.is_alive:
+                raise
+        return await (await zygotes.get(spec.mounts)).fork(settings)  # it may have died before this was asked for
 
-    async def _zygote(self, spec: SandboxSpec) -> Zygote:
-        """Return what sandboxes with these mounts are forked from; a new one where it has ended."""
-        starting = self._zygotes.get(spec.mounts)
-        if starting is None or (starting.done() and (starting.exception() or not starting.result().is_alive)):
-            mounts = [word for source, path in spec.mounts for word in _bound(source, path)]
-            command = [*_namespaces(), *_system(), *mounts, *SEAL, "--", *zygote_command(f"dagger-exp-{self.run_id}")]
-            starting = self._zygotes[spec.mounts] = asyncio.create_task(_started(command, starting))
-        return await asyncio.shield(starting)
+    def _command(self, mounts: Mounts) -> list[str]:
+        bound = [word for source, path in mounts for word in _bound(source, path)]
+        return [*_namespaces(), *_system(), *bound, *SEAL, "--", *zygote_command(f"dagger-exp-{self.run_id}")]
 
     def _tmpfs(self, owner: int) -> dict[str, str]:
         size = f"size={self.limits.disk_mib}m,nr_inodes={self.limits.num_inodes}"
         shared = f"size={SHARED_MIB}m,nr_inodes={self.limits.num_inodes},mode=1777"
         return {"/work": f"{size},mode=755,uid={owner},gid={owner}", "/tmp": f"{size},mode=1777", "/dev/shm": shared}  # noqa: S108 - inside
-
-
-async def _started(command: Sequence[str], before: asyncio.Task[Zygote] | None) -> Zygote:
-    if before is not None:
-        await _ended(before)
-    return await Zygote.start(command)
-
-
-async def _ended(starting: asyncio.Task[Zygote]) -> None:
-    with suppress(SandboxError):  # who asked for it knows
-        await (await starting).end()
 
 
 def _namespaces() -> list[str]:

@@ -6,20 +6,24 @@ import asyncio
 import re
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
+
 from dagger_exp.errors import SandboxError
+from dagger_exp.sandboxes.process import last_line
 from dagger_exp.sandboxes.session import Session
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
 CLIENT_TIMEOUT_S = 120
-REMOVE_TIMEOUT_S, REMOVE_PAUSE_S = 60.0, 0.02
+REMOVE_TIMEOUT_S = 60.0
+IS_ENDING = (409, 500)
+"""How Docker and podman answer who removes a container that is ending; soon it is not found."""
 FRAME = struct.Struct(">BxxxI")
 """Before each piece of output: of which stream it is, and its length."""
 STDERR = 2
@@ -94,15 +98,13 @@ def remove(client: DockerClient, container_id: str) -> None:
     """Remove a container with all that runs in it, also where it is about to remove itself."""
     from docker.errors import APIError, NotFound
 
-    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    is_ending = retry_if_exception(lambda error: isinstance(error, APIError) and error.status_code in IS_ENDING)
     with suppress(NotFound):
-        while True:
-            try:
-                return client.api.remove_container(container_id, force=True, v=True)
-            except APIError as error:  # of Docker 409, of podman 500: it is ending, and soon not found
-                if isinstance(error, NotFound) or time.monotonic() > deadline:
-                    raise
-            time.sleep(REMOVE_PAUSE_S)
+        for attempt in Retrying(
+            retry=is_ending, wait=wait_exponential(0.02, max=1.0), stop=stop_after_delay(REMOVE_TIMEOUT_S), reraise=True
+        ):
+            with attempt:
+                client.api.remove_container(container_id, force=True, v=True)
 
 
 @dataclass
@@ -144,8 +146,7 @@ class Container:
             await pump
 
         async def last_words() -> str:
-            said = words.decode(errors="replace").strip().splitlines()
-            return said[-1].rstrip(".") if said else ""
+            return last_line(bytes(words))
 
         return Session(output, writer, end=end, last_words=last_words, rename=self.rename)
 

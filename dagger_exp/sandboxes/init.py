@@ -1,8 +1,8 @@
 """Process 1 inside a sandbox: runs scripts, reads and writes files, and ends all that a script has left behind.
 
-It is started with its own source (`python3 -c`), needs Python 3.8 and nothing else, and imports nothing of this
-package. Frames go over stdin and stdout: two lengths, a header (a Python literal), a body. It ends where stdin does.
-It imports little, since most of the time that a sandbox takes to start is spent on that.
+In a container it is started with its own source (`python3 -c`), which needs Python 3.8 and nothing else; of bubblewrap
+it is a fork (`forks`). It imports nothing of this package, and little else: a container spends most of its start on
+that. Frames go over stdin and stdout: two lengths, a header (a Python literal), a body. It ends where stdin does.
 
 What keeps it out of reach of what it runs: a signal from inside never reaches process 1, it cannot be traced or looked
 into (`PR_SET_DUMPABLE`), and nothing else is alive while it forks. Where it may, it runs scripts as another user than

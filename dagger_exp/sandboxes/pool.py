@@ -111,10 +111,13 @@ class Pool(ABC):
 
     async def _take(self, held: Held, spec: SandboxSpec) -> Session:
         """Return one that was started ahead, or a new one in the place of one of another spec."""
-        for index, (found, task) in enumerate(held.ahead):
-            if found == spec:
-                del held.ahead[index]
-                return await task
+        for pair in [pair for pair in held.ahead if pair[0] == spec]:
+            if pair in held.ahead:  # nobody took it while another one was looked at
+                held.ahead.remove(pair)
+                session = await pair[1]
+                if not session.is_gone:
+                    return session
+                await session.close()
         if held.ahead and len(held.in_use) + held.num_opening + len(held.ahead) > self.max_live:
             await _discard(held.ahead.pop(0)[1])
         return await self.start(spec)

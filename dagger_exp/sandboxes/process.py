@@ -19,20 +19,7 @@ MAX_FRAME_BYTES = 1 << 20
 
 async def start_process(command: Sequence[str]) -> Session:
     """Start a command whose stdin and stdout are those of process 1 of a sandbox; raises `SandboxError`."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            shutil.which(command[0]) or command[0],
-            *command[1:],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ.get("PATH", os.defpath)},  # and no secret
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is ours to hear; and a group that ends as one
-            limit=MAX_FRAME_BYTES,
-        )
-    except OSError as error:
-        raise SandboxError(f"{command[0]} cannot be started: {error.strerror}.") from error
+    process = await spawn(command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -44,9 +31,32 @@ async def start_process(command: Sequence[str]) -> Session:
         await process.wait()
 
     async def last_words() -> str:
-        said = (await stderr.read(MAX_WORDS_BYTES)).decode(errors="replace").strip().splitlines()
-        return said[-1].rstrip(".") if said else ""
+        return last_line(await stderr.read(MAX_WORDS_BYTES))
 
     session = Session(process.stdout, process.stdin, end=end, last_words=last_words)
     await session.start()
     return session
+
+
+async def spawn(command: Sequence[str], *, stdin: int, stdout: int) -> asyncio.subprocess.Process:
+    """Start a program in a group of its own, with a pipe for what it complains of; raises `SandboxError`."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            shutil.which(command[0]) or command[0],
+            *command[1:],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath)},  # and no secret
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is ours to hear; and a group that ends as one
+            limit=MAX_FRAME_BYTES,
+        )
+    except OSError as error:
+        raise SandboxError(f"{command[0]} cannot be started: {error.strerror}.") from error
+
+
+def last_line(said: bytes) -> str:
+    """Return the last of what a program has said, as it goes into a sentence; nothing where it said nothing."""
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1].rstrip(".") if lines else ""

@@ -68,7 +68,7 @@ class Session:
     Args:
         reader: what it says.
         writer: what it hears; it ends itself where this is closed.
-        end: ends and removes all of it, whatever state it is in.
+        end: ends and removes all of it, or waits until it has ended itself.
         last_words: returns what was said in the way of an error, once it is gone.
         rename: shows a name to those who list sandboxes, where there is such a list.
     """
@@ -102,6 +102,11 @@ class Session:
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether process 1 has ended."""
+        return self._reader.at_eof() or self._reader.exception() is not None
 
     def name(self, name: str) -> None:
         """Show a name where sandboxes are listed, as soon as that can be done; nobody waits for it but the end."""

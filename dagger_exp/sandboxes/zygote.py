@@ -1,23 +1,24 @@
-"""A process that sandboxes are forked from: started once, asked over a socket, gone with the pool (see `forks`)."""
+"""Processes that sandboxes are forked from: started once, asked over a socket, gone with the pool (see `forks`)."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
-import shutil
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from dagger_exp.errors import SandboxError
-from dagger_exp.sandboxes.process import MAX_FRAME_BYTES, MAX_WORDS_BYTES
-from dagger_exp.sandboxes.session import Session, source
+from dagger_exp.sandboxes.process import MAX_FRAME_BYTES, last_line, spawn
+from dagger_exp.sandboxes.session import START_TIMEOUT_S, Session, source
 
 END_TIMEOUT_S = 30.0
-"""A sandbox that takes longer to end takes all others with it."""
-LAST_WORDS_TIMEOUT_S = 2.0
+LAST_WORDS_TIMEOUT_S = 0.5
+SEND_PAUSE_S = 0.01
 LOADER = "import os; exec(os.read(0, 1 << 18))"
 """Short, since the commands in a sandbox can list it."""
 PROGRAM = """
@@ -27,11 +28,50 @@ exec(compile({init!r}, "init.py", "exec"), init.__dict__)
 sys.modules["dagger_exp.sandboxes.init"] = init
 exec(compile({forks!r}, "forks.py", "exec"), {{"__name__": "__main__"}})
 """
+Mounts = tuple[tuple[str, str], ...]
 
 
 def zygote_command(name: str) -> list[str]:
     """Return the command that is process 1 of a zygote; the name is for those who list processes."""
     return ["python3", "-I", "-S", "-c", LOADER, name]
+
+
+class Zygotes:
+    """Those of one event loop, by the folders that they show.
+
+    Args:
+        command: starts one that shows these folders.
+    """
+
+    def __init__(self, command: Callable[[Mounts], Sequence[str]]) -> None:
+        self._command = command
+        self._started: dict[Mounts, asyncio.Task[Zygote]] = {}
+        self._is_over = False
+
+    async def get(self, mounts: Mounts) -> Zygote:
+        """Return one that lives; raises `SandboxError`."""
+        if self._is_over:
+            raise SandboxError("the pool was closed while a sandbox started.")
+        starting = self._started.get(mounts)
+        if starting is None or (starting.done() and (starting.exception() or not starting.result().is_alive)):
+            starting = self._started[mounts] = asyncio.create_task(self._next(mounts, starting))
+        return await asyncio.shield(starting)
+
+    async def end(self) -> None:
+        """End all; none is started any more."""
+        self._is_over = True
+        await asyncio.gather(*map(_ended, self._started.values()))
+
+    async def _next(self, mounts: Mounts, before: asyncio.Task[Zygote] | None) -> Zygote:
+        if before is not None:
+            await _ended(before)
+        return await Zygote.start(self._command(mounts))
+
+
+async def _ended(starting: asyncio.Task[Zygote]) -> None:
+    await asyncio.wait([starting])
+    if starting.exception() is None:
+        await starting.result().end()
 
 
 class Zygote:
@@ -43,103 +83,99 @@ class Zygote:
     """
 
     def __init__(self, process: asyncio.subprocess.Process, asked: socket.socket) -> None:
+        assert process.stderr
         self._process, self._asked = process, asked
+        self._said = asyncio.create_task(process.stderr.read())
 
     @classmethod
     async def start(cls, command: Sequence[str]) -> Zygote:
         """Start one; raises `SandboxError` where the program cannot be started at all."""
-        asked, asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ExitStack() as at_failure:
+            asked, asks = _pair(socket.SOCK_SEQPACKET)
+            at_failure.enter_context(asked)
+            asked.setblocking(False)
+            with asks:
+                zygote = cls(await spawn(command, stdin=asks.fileno(), stdout=asyncio.subprocess.DEVNULL), asked)
+            at_failure.pop_all()
         try:
-            process = await asyncio.create_subprocess_exec(
-                shutil.which(command[0]) or command[0],
-                *command[1:],
-                stdin=asks.fileno(),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                env={"PATH": os.environ.get("PATH", os.defpath)},  # and no secret
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is ours to hear; and a group that ends as one
-            )
-        except OSError as error:
-            asked.close()
-            raise SandboxError(f"{command[0]} cannot be started: {error.strerror}.") from error
-        finally:
-            asks.close()
-        zygote = cls(process, asked)
-        await zygote._send(PROGRAM.format(init=source("init.py"), forks=source("forks.py")))
+            await zygote._send(PROGRAM.format(init=source("init.py"), forks=source("forks.py")))
+        except SandboxError:
+            await zygote.end()
+            raise
         return zygote
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.returncode is None
+        """Whether it has not ended; the end of what it says is heard before its exit code."""
+        return self._process.returncode is None and not self._said.done()
 
     async def fork(self, settings: Mapping[str, Any]) -> Session:
         """Return a started sandbox; raises `SandboxError`."""
-        ours, theirs = socket.socketpair()
-        complaints, complains = os.pipe()
-        try:
-            await self._send(ascii(dict(settings)), theirs.fileno(), complains)
-        except SandboxError:
-            ours.close()
-            os.close(complaints)
-            raise
-        finally:
-            theirs.close()
-            os.close(complains)
-        session = await self._session(ours, await _reader(complaints))
+        with ExitStack() as at_failure:
+            stream, their_stream = _pair(socket.SOCK_STREAM)
+            at_failure.enter_context(stream)
+            with their_stream:
+                complaints, complains = _pair(socket.SOCK_STREAM)
+                at_failure.enter_context(complaints)
+                with complains:
+                    await self._send(ascii(dict(settings)), their_stream.fileno(), complains.fileno())
+            session = await self._session(stream, complaints)
+            at_failure.pop_all()
         await session.start()
         return session
-
-    async def _send(self, text: str, *descriptors: int) -> None:
-        """Send a datagram, which the kernel keeps until it is taken; raises `SandboxError` where nobody will."""
-        try:
-            socket.send_fds(self._asked, [text.encode()], descriptors)
-        except OSError as error:
-            raise SandboxError(f"bubblewrap has ended: {await self._last_words() or error.strerror}.") from error
 
     async def end(self) -> None:
         """End it, and all sandboxes that are left."""
         self._asked.close()
-        if self.is_alive:
+        if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
+        await self._said
 
-    async def _session(self, stream: socket.socket, complaints: asyncio.StreamReader) -> Session:
+    async def _send(self, text: str, *descriptors: int) -> None:
+        """Send a datagram, once there is room; raises `SandboxError` where nobody will take it."""
+        for _ in range(int(START_TIMEOUT_S / SEND_PAUSE_S)):
+            try:
+                socket.send_fds(self._asked, [text.encode()], descriptors)
+            except BlockingIOError:  # it forks as fast as it can
+                await asyncio.sleep(SEND_PAUSE_S)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    raise SandboxError("the environment of a sandbox is larger than 200 kB.") from error
+                said = await self._last_words() or error.strerror
+                raise SandboxError(f"bubblewrap has ended: {said}.") from error
+            else:
+                return
+        raise SandboxError(f"bubblewrap takes no more sandboxes since {START_TIMEOUT_S:g} s.")
+
+    async def _session(self, stream: socket.socket, complaints: socket.socket) -> Session:
         reader, writer = await asyncio.open_connection(sock=stream, limit=MAX_FRAME_BYTES)
+        complaint, closer = await asyncio.open_connection(sock=complaints)
         said = bytearray()
 
         async def end() -> None:
-            try:  # closed with the last of its processes
+            try:  # its process 1 hears that the stream is closed, and ends the others and itself
                 async with asyncio.timeout(END_TIMEOUT_S):
-                    said.extend(await complaints.read())
+                    said.extend(await complaint.read())
             except TimeoutError:
-                await self.end()
+                logging.getLogger(__name__).warning("a sandbox has not ended in time; it ends with the pool")
+            finally:
+                closer.close()
 
         async def last_words() -> str:
-            return _last_line(bytes(said)) or await self._last_words()
+            return last_line(bytes(said)) or await self._last_words()
 
         return Session(reader, writer, end=end, last_words=last_words)
 
     async def _last_words(self) -> str:
         """Return what bubblewrap said before it ended; nothing where it goes on."""
-        assert self._process.stderr
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
-                await self._process.wait()
-                return _last_line(await self._process.stderr.read(MAX_WORDS_BYTES))
-        return ""
+        await asyncio.wait([self._said], timeout=LAST_WORDS_TIMEOUT_S)
+        return last_line(self._said.result()) if self._said.done() else ""
 
 
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1].rstrip(".") if lines else ""
-
-
-async def _reader(descriptor: int) -> asyncio.StreamReader:
-    """Return what reads a pipe."""
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", 0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
+def _pair(kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, kind)
+    except OSError as error:
+        raise SandboxError(f"a sandbox cannot be asked for: {error.strerror}.") from error

@@ -48,15 +48,16 @@ class Commands:
     async def run(self, command: str, sandbox: Sandbox) -> StepResult:
         """Run a command; raises `SandboxError`."""
         execution = await sandbox.exec(command, self.timeout_s)
+        output, num_cut = cut_middle(execution.output.strip("\n"), self.max_output_chars)
         return StepResult(
-            Message(self.role, self._told(execution)),
+            Message(self.role, self._told(execution, output)),
             action_error=action_error(execution),
             failed=execution.exit_code != 0,
+            num_cut_chars=num_cut + execution.num_cut_bytes,
         )
 
-    def _told(self, execution: Execution) -> str:
-        """Return a command's output and how it ended."""
-        output = cut_middle(execution.output.strip("\n"), self.max_output_chars)[0]
+    def _told(self, execution: Execution, output: str) -> str:
+        """Return what is shown of a command's output, and how it ended."""
         end = f"exit code {execution.exit_code}"
         if execution.timed_out:
             end = f"ended after {self.timeout_s:g} s, which is all that a command may take"

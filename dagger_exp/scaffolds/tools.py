@@ -78,7 +78,8 @@ class ToolScaffold:
             shown, failed = await self.editor.run(sandbox, **arguments), False
         except EditError as error:
             shown, failed = str(error), True
-        return StepResult(Message("tool", cut_middle(shown, self.commands.max_output_chars)[0]), failed=failed)
+        text, num_cut = cut_middle(shown, self.commands.max_output_chars)
+        return StepResult(Message("tool", text), failed=failed, num_cut_chars=num_cut)
 
     def is_submit(self, call: ToolCall) -> bool:
         """Return whether the call says that the task is done."""

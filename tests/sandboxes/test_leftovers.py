@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -148,15 +150,48 @@ def test_those_started_ahead_are_taken_and_ended(make_pool: MakePool) -> None:
 @pytest.mark.bubblewrap
 def test_where_sandboxes_are_forked_from_may_die_and_takes_only_those_it_has() -> None:
     async def run() -> None:
-        pool = BubblewrapSandboxes(run_id=f"dies-{os.getpid()}", limits=SMALL, num_ready=0)
+        pool = BubblewrapSandboxes(run_id=f"dies-{os.getpid()}", limits=SMALL, num_ready=2)
         async with pool.connected():
-            box = await pool.open(SandboxSpec(), "0")
+            boxes = [await pool.open(SandboxSpec(), str(index)) for index in range(6)]
+            assert pool._held
+            ahead = await asyncio.gather(*(task for _, task in pool._held.ahead))
             [bwrap, *_] = [int(line.split()[0]) for line in host_processes(pool.run_id)]
-            running = asyncio.create_task(box.exec("sleep 65432", 600))
+            running = [asyncio.create_task(box.exec("sleep 65432", 600)) for box in boxes]
             os.killpg(bwrap, signal.SIGKILL)
-            with pytest.raises(SandboxError, match="the sandbox is gone"):
-                await running
-            assert (await (await pool.open(SandboxSpec(), "1")).exec("echo again", 20)).output == "again\n"
+            failures = await asyncio.gather(*running, return_exceptions=True)
+            assert {str(failure) for failure in failures} == {"the sandbox is gone: it said nothing."}
+            await asyncio.gather(*(session._reader.read() for session in ahead), return_exceptions=True)  # to its end
+            assert (await (await pool.open(SandboxSpec(), "next")).exec("echo again", 20)).output == "again\n"
+        assert host_processes(pool.run_id) == []
+
+    asyncio.run(run())
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.bubblewrap
+def test_all_that_cannot_start_say_why_and_leave_nothing() -> None:
+    async def run() -> None:
+        pool = BubblewrapSandboxes(run_id=f"starts-{os.getpid()}", limits=SMALL, num_ready=0)
+        async with pool.connected():
+            missing = SandboxSpec(mounts=(("/nowhere", "/opt/it"),))
+            opened = await asyncio.gather(*(pool.open(missing, "0") for _ in range(4)), return_exceptions=True)
+            assert all("Can't find source path /nowhere" in str(failure) for failure in opened), opened
+            large = SandboxSpec(environment=(("A", "a" * 300_000),))
+            with pytest.raises(SandboxError, match="environment of a sandbox is larger than 200 kB"):
+                await pool.open(large, "1")
+            with no_more_files(), pytest.raises(SandboxError, match="Too many open files"):
+                await pool.open(SandboxSpec(), "2")
+            assert (await (await pool.open(SandboxSpec(), "3")).exec("echo on", 20)).output == "on\n"
         assert host_processes(pool.run_id) == []
 
     asyncio.run(run())
@@ -171,7 +206,8 @@ def test_a_run_names_its_sandboxes_and_no_command_sees_another_one() -> None:
             sleeping = asyncio.create_task(boxes[0].exec("mkfifo /dev/shm/a; sleep 65432", 600))
             seen = await boxes[1].exec("pgrep -x sleep; find /dev/shm /dev/pts /work -mindepth 1", 20)
             assert seen.output == "/dev/pts/ptmx\n"
-            assert len(host_processes(f"dagger-exp-{pool.run_id}")) == 4  # bubblewrap, its child, and the two
+            # bubblewrap, its child, and the two, once their parents have gone
+            wait_until(lambda: len(host_processes(f"dagger-exp-{pool.run_id}")) == 4)
             sleeping.cancel()
             await asyncio.wait([sleeping])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dagger_exp.protocols import Execution
+from dagger_exp.types import Message
 
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 """In which `python` is the one of the tests."""
@@ -61,3 +63,9 @@ class FolderSandbox:
 def sandbox(tmp_path: Path) -> FolderSandbox:
     """Give an empty one."""
     return FolderSandbox(tmp_path)
+
+
+def num_left_out(observation: Message) -> int:
+    """Return how many characters an observation says that it lacks."""
+    said = re.search(r"\[(\d+) characters left out\]", observation.content)
+    return int(said[1]) if said else 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dagger_exp.errors import MalformedAction
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.types import Message, StepResult, ToolCall
-from tests.scaffolds.conftest import FolderSandbox
+from tests.scaffolds.conftest import FolderSandbox, num_left_out
 
 SCAFFOLD = BashScaffold(timeout_s=20, max_output_chars=40)
 
@@ -103,7 +103,8 @@ def test_a_command_is_told_with_its_end(
     result = asyncio.run(SCAFFOLD.run(call(command), sandbox))
     assert told in result.observation.content
     assert len(result.observation.content) < 100
-    assert result == StepResult(result.observation, action_error=error, failed=failed)
+    num_cut = num_left_out(result.observation)
+    assert result == StepResult(result.observation, action_error=error, failed=failed, num_cut_chars=num_cut)
     assert result.observation.role == "user"
 
 

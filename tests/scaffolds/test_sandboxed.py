@@ -23,7 +23,6 @@ def played(scaffold: Scaffold, *messages: Message) -> list[StepResult]:
 
     async def play() -> list[StepResult]:
         sandboxes = BubblewrapSandboxes(run_id="test", limits=LIMITS, max_live=1, num_ready=0)
-        sandboxes.check()
         async with sandboxes.connected():
             session = ScaffoldSession(scaffold, await sandboxes.open(SandboxSpec(), "0"))
             return [(await session.step(message))[0] for message in messages]

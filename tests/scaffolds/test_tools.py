@@ -14,7 +14,7 @@ from dagger_exp.errors import MalformedAction
 from dagger_exp.scaffolds.calls import JSON_FORM, written
 from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Message, StepResult, ToolCall
-from tests.scaffolds.conftest import FolderSandbox
+from tests.scaffolds.conftest import FolderSandbox, num_left_out
 
 SCAFFOLD = ToolScaffold(timeout_s=20, max_output_chars=200)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -181,7 +181,8 @@ def test_a_call_is_answered_by_its_tool(action: ToolCall, told: str, error: str,
     assert told in result.observation.content
     assert result.observation.role == "tool"
     failed = "nothere" in action.arguments
-    assert result == StepResult(result.observation, action_error=error, failed=failed)
+    num_cut = num_left_out(result.observation)
+    assert result == StepResult(result.observation, action_error=error, failed=failed, num_cut_chars=num_cut)
     assert len(result.observation.content) < 300
 
 
