@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
 import transformers
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from dagger_exp.components import make, make_optional
 from dagger_exp.config import per_round
 from dagger_exp.data.datamodule import RoundDataModule
-from dagger_exp.errors import ConfigError, DaggerError
+from dagger_exp.errors import ConfigError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
@@ -278,31 +273,3 @@ def num_steps(cfg: DictConfig, demonstrations: Demonstrations | None = None) -> 
         for index in range(cfg.rounds.num_rounds)
     ]
     return sum(per_pass) * cfg.rounds.epochs_per_round
-
-
-def make_optional(node: DictConfig, **shared: Any) -> Any:
-    """Make a component of a group that has an option which makes nothing."""
-    return make(node, **shared) if node.get("_target_") else None
-
-
-def make(node: DictConfig, **shared: Any) -> Any:
-    """Instantiate a component with those shared objects that its constructor asks for; nothing else instantiates."""
-    parameters = inspect.signature(get_object(node["_target_"])).parameters
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    wanted = {name: value for name, value in shared.items() if takes_any or name in parameters}
-    # As a partial first: Hydra would turn a shared object that is a dataclass into a plain dictionary.
-    with refused(node["_target_"]):
-        maker = partial(instantiate(node, _convert_="all", _partial_=True), **wanted)
-    called = refused(node["_target_"])(maker)
-    return called if node.get("_partial_") else called()
-
-
-@contextmanager
-def refused(target: str) -> Iterator[None]:
-    """Turn what a constructor says of its values into a `ConfigError`."""
-    try:
-        yield
-    except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
-        if isinstance(error.__cause__, DaggerError):  # of a node in the node
-            raise error.__cause__ from error
-        raise ConfigError(f"{target.rsplit('.', 1)[-1]} refuses its values: {' '.join(str(error).split())}") from error

@@ -89,6 +89,7 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         typed = OmegaConf.merge(schema, cfg)
     assert isinstance(typed, DictConfig)
     _check_values(typed, "", command)
+    _check_lengths(typed)
     _check_mixing(typed)
     if command == "train" and typed.labeler.get("turns") == "none":
         raise ConfigError("labeler=none leaves nothing to train on; choose labeler=all, or use dagger-collect.")
@@ -131,6 +132,15 @@ def _check_given(node: Any, path: str, command: str) -> None:
             value = node[key]
         if OmegaConf.is_dict(value):
             _check_given(value, f"{path}.{key}", command)
+
+
+def _check_lengths(cfg: DictConfig) -> None:
+    longest, context = cfg.rollout.max_new_tokens, cfg.student.get("max_context_tokens")
+    if type(context) is int and longest >= context:
+        raise ConfigError(
+            f"rollout.max_new_tokens={longest} leaves no room for a prompt in student.max_context_tokens={context}; "
+            "lower the one or raise the other."
+        )
 
 
 def _check_mixing(cfg: DictConfig) -> None:

@@ -45,7 +45,7 @@ class EngineError(PolicyError):
 
 
 class ContextError(PolicyError):
-    """The conversation is longer than the model can read: the model's doing, as at the student's own limit."""
+    """The conversation is longer than the model can read: a student's own doing, as at its own limit."""
 
 
 class EnvError(DaggerError):

@@ -55,6 +55,7 @@ class Provider:
         fault_rate: share of the requests for an answer that meet a fault.
         reply_ids: what a student's completion is.
         max_model_len: what the model is said to read.
+        lists_models: whether it says which models it serves.
         chat: what a conversation is answered.
     """
 
@@ -64,9 +65,11 @@ class Provider:
         fault_rate: float = 0.0,
         reply_ids: Sequence[int] = (5, 2),
         max_model_len: int = 4096,
+        lists_models: bool = True,
         chat: Answer = chat_answer,
     ) -> None:
         self.fault_rate, self.max_model_len = fault_rate, max_model_len
+        self.lists_models, self.num_asked_for_models = lists_models, 0
         self.answers = {"/v1/chat/completions": chat, "/v1/completions": completion_answer(reply_ids)}
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         """Path, body and headers of each."""
@@ -81,11 +84,16 @@ class Provider:
         return app
 
     async def _models(self, request: web.Request) -> web.Response:
+        self.num_asked_for_models += 1
+        if not self.lists_models:
+            raise web.HTTPNotFound
         return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}]})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read() or b"{}")
         self.requests.append((request.path, body, dict(request.headers)))
+        if request.path.endswith("/completions") and request.path not in self.answers:
+            raise web.HTTPNotFound
         if request.path not in self.answers:
             return web.Response(text="Success")
         fault = self.faults.pop(0) if self.faults else self._drawn_fault()

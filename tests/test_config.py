@@ -102,6 +102,7 @@ BAD = [
     ("rounds.batch_size=0", "rounds.batch_size is 0; it must be at least 1."),
     ("rollout.concurrency=-1", "rollout.concurrency is -1; it must be at least 1."),
     ("rollout.max_new_tokens=0", "rollout.max_new_tokens is 0; it must be at least 1."),
+    ("rollout.max_new_tokens=1024", "rollout.max_new_tokens=1024 leaves no room for a prompt in student.max_context"),
     ("rollout.temperature=nan", "rollout.temperature is nan; it must be at least 0."),
     ("rollout.top_p=0", "rollout.top_p is 0.0; it must be above 0 and at most 1."),
     ("evaluation.tasks=-1", "evaluation.tasks is -1; it must be at least 1."),

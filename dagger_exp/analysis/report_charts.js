@@ -82,9 +82,10 @@ function charts(data) {
   ];
 }
 
-function drawChart(figure, chart, groups) {
+/** Draw a chart in a figure; `thinOf` gives those single runs of a line that are seen, and the axes have room for no other. */
+function drawChart(figure, chart, groups, thinOf) {
   const width = Math.max(240, figure.clientWidth);
-  const all = chart.series.flatMap((line) => [line.points, ...line.thin]).flat();
+  const all = chart.series.flatMap((line) => [line.points, ...thinOf(line)]).flat();
   figure.querySelector("svg")?.remove();
   if (!all.length) return;
   const lastRound = Math.max(1, ...all.map((p) => p.x));
@@ -94,7 +95,7 @@ function drawChart(figure, chart, groups) {
   const picture = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": `${chart.title} by round` });
   drawAxes(picture, { x, y, width, lastRound, yTicks, isRate: chart.max === 1 });
   for (const line of chart.series) drawBand(picture, line, x, (v) => y(Math.min(yTicks.at(-1), Math.max(0, v))));
-  for (const line of chart.series) drawThin(picture, line, x, y);
+  for (const line of chart.series) drawThin(picture, line, thinOf(line), x, y);
   for (const line of chart.series) drawLine(picture, line, x, y);
   figure.append(picture);
   followPointer(figure, picture, chart, groups, { x, lastRound });
@@ -126,9 +127,9 @@ function drawBand(picture, line, x, y) {
 const through = (points, x, y) => `M${points.map((p) => `${x(p.x)},${y(p.y)}`).join("L")}`;
 const dashing = (line) => (line.dashed ? "5 4" : dashOf(line.group));
 
-function drawThin(picture, line, x, y) {
+function drawThin(picture, line, thin, x, y) {
   const look = { class: `line thin ${colourOf(line.group)}`, "stroke-dasharray": dashing(line), "data-group": line.group };
-  const drawn = line.thin.filter((points) => points.length);
+  const drawn = thin.filter((points) => points.length);
   picture.append(...drawn.map((points) => svg("path", { ...look, d: through(points, x, y) })));
 }
 
@@ -192,12 +193,8 @@ function swatch(group) {
 }
 
 /** The names of the groups: one that is pointed at stands out in the curves, and a click keeps it so. */
-function fillLegend(groups, curves) {
+function fillLegend(groups, stress) {
   let picked = -1;
-  const stress = (group) => {
-    curves.classList.toggle("picking", group >= 0);
-    for (const path of curves.querySelectorAll("[data-group]")) path.classList.toggle("picked", Number(path.dataset.group) === group);
-  };
   const names = groups.map(({ label }, group) => {
     const name = element("button", "", swatch(group), label);
     name.type = "button";
@@ -225,17 +222,18 @@ function showCharts({ groups, runs }) {
     return { figure, chart };
   });
   const curves = document.getElementById("curves");
-  curves.classList.toggle("many-runs", runs.length > MAX_THIN_LINES);
   curves.classList.toggle("many-groups", groups.length > MAX_BANDS);
   curves.append(...made.map(({ figure }) => figure));
-  const stressPicked = groups.length > 1 ? fillLegend(groups, curves) : () => {};
+  const draw = (stressed) => {
+    const thinOf = (line) => (runs.length > MAX_THIN_LINES && line.group !== stressed ? [] : line.thin);
+    made.forEach(({ figure, chart }) => drawChart(figure, chart, groups, thinOf));
+    curves.classList.toggle("picking", stressed >= 0);
+    for (const path of curves.querySelectorAll("[data-group]")) path.classList.toggle("picked", Number(path.dataset.group) === stressed);
+  };
+  const redraw = groups.length > 1 ? fillLegend(groups, draw) : () => draw(-1);
   if (runs.length > 1) {
     for (const place of document.querySelectorAll("span.swatch")) place.append(swatch(Number(place.dataset.group)));
   }
-  const redraw = () => {
-    made.forEach(({ figure, chart }) => drawChart(figure, chart, groups));
-    stressPicked();
-  };
   redraw();
   let width = innerWidth;
   addEventListener("resize", () => innerWidth !== width && ((width = innerWidth), redraw()));

@@ -7,6 +7,7 @@ dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Fac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from dagger_exp.store.files import write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+STOPS = "eval/num_stop_"
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     check(cfg, "evaluate")
     from dagger_exp.build import build_run
     from dagger_exp.cli.terminal import Terminal
-    from dagger_exp.evaluation.metrics import evaluation_metrics, stop_reasons
+    from dagger_exp.evaluation.metrics import evaluation_metrics
     from dagger_exp.training.record import RunRecord
 
     with (
@@ -48,14 +51,21 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
     failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
     RunRecord(folder=folder, loggers=[]).failures("evaluate", 0, failed)
-    metrics, reasons = evaluation_metrics(episodes), dict(stop_reasons(episodes))
-    write_json(folder / "evaluation.json", {**metrics, "stop_reasons": reasons})
-    for name, value in metrics.items():
-        if "/num_stop_" not in name:  # all in one line below
-            print(f"  {name:24} {value:.4g}")
-    print(f"  {'stop reasons':24} {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
+    metrics = evaluation_metrics(episodes)
+    write_json(folder / "evaluation.json", metrics)
+    show(metrics)
     lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
     terminal.finish(lies=lies, also={"dagger-evaluate evaluation.temperature=1.0 ...": "the same tasks, sampled"})
+
+
+def show(metrics: Mapping[str, float]) -> None:
+    """Print the metrics, the stop reasons that occurred in one line."""
+    stops = {name: count for name, count in metrics.items() if name.startswith(STOPS)}
+    for name, value in metrics.items():
+        if name not in stops:
+            print(f"  {name:24} {value:.4g}")
+    said = (f"{count} {name.removeprefix(STOPS)}" for name, count in stops.items() if count)
+    print(f"  {'stop reasons':24} {', '.join(said)}")
 
 
 def run_of(student: DictConfig) -> Path | None:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
-from dagger_exp.cli.complaints import complain
+from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.cli.jobs import CANCELLED, is_first_process, set_state, sign
 from dagger_exp.cli.manifest import began_as
 from dagger_exp.cli.requeue import is_cancelled, requeue
@@ -219,6 +219,10 @@ def _finish_wandb(exit_code: int) -> None:
     """End the W&B run of this job, so that the next job of a sweep begins its own."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
+        from dagger_exp.training.loggers import finish_wandb
+
         if PREEMPTION.heard is not None:
             wandb.mark_preempting()
-        wandb.finish(exit_code=exit_code)
+        if (left := finish_wandb(exit_code)) is not None:
+            upload = f"wandb sync --no-skip-online {shlex.quote(str(left))}"
+            warn([f"W&B did not get all of this run: its files stay here, and its metrics are sent with: {upload}"])

@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
@@ -22,7 +22,11 @@ from omegaconf import OmegaConf
 from dagger_exp.binding import bind_node
 from dagger_exp.cli.complaints import complain
 from dagger_exp.config import compose_checked
+from dagger_exp.engines.vllm_server import VllmServer
 from dagger_exp.errors import ConfigError, UserError
+
+OF_STUDENTS = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE")
+"""Variables that let weights be changed."""
 
 
 def main() -> None:
@@ -57,12 +61,12 @@ def _student_line(cfg: Any) -> tuple[Any, list[str]]:
     path = cfg.student.get("path") or cfg.student.get("init")
     if path is None:
         raise ConfigError("this student's weights exist in its run only, which serves them itself; name student.path.")
-    settings: Any = OmegaConf.to_container(cfg.engine.server, resolve=True)
+    settings = _node(cfg, "engine.server")
     bind_node("engine.server", settings)
     server = _server(settings)
-    weights, rank = _weights(Path(path))
+    weights, rank = _weights(Path(str(path)))
     if rank is None and cfg.student.finetuning == "lora":
-        rank = cfg.student.lora.rank
+        rank = _node(cfg, "student.lora")["rank"]
     return server, server.command(
         weights,
         name=BASE,
@@ -71,6 +75,15 @@ def _student_line(cfg: Any) -> tuple[Any, list[str]]:
         transfer=None if cfg.engine.weights == "disk" else cfg.engine.weights,
         sleeps=cfg.engine.sleeps,
     )
+
+
+def _node(cfg: Any, path: str) -> dict[str, Any]:
+    """Return the keys and values at a path of the config, where somebody may have put a plain value."""
+    node = OmegaConf.select(cfg, path)
+    if not OmegaConf.is_dict(node):
+        shown = "null" if node is None else node
+        raise ConfigError(f"{path} is {shown}; leave {path}={shown} out, or set its keys, as in {path}.KEY=VALUE.")
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def _weights(path: Path) -> tuple[str, int | None]:
@@ -84,20 +97,41 @@ def _weights(path: Path) -> tuple[str, int | None]:
 
 
 def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
-    if "endpoint" not in cfg.teacher or cfg.teacher.model is None:
+    model = OmegaConf.select(cfg, "teacher.model")
+    address = str(_node(cfg, "teacher.endpoint")["address"]) if "endpoint" in cfg.teacher else ""
+    if address.startswith("https://"):
+        raise ConfigError(
+            f"teacher.endpoint.address is {address}, which serves itself; for a server of your own choose teacher=vllm."
+        )
+    if not address or model is None:
         raise ConfigError("dagger-serve teacher needs teacher=vllm teacher.model=FOLDER, or another served teacher.")
-    address = str(cfg.teacher.endpoint.address)
     try:
         place = urlsplit(address)
-        server = _server({"host": place.hostname or "127.0.0.1", "port": place.port or 8000})
+        server = TeacherServer(host=place.hostname or "127.0.0.1", port=place.port or 8000)
     except ValueError as error:
         raise ConfigError(f"teacher.endpoint.address is {address}; write http://HOST:PORT.") from error
-    return server, server.command(cfg.teacher.model, name=cfg.teacher.model)
+    return server, server.command(str(model), name=str(model)) + _tool_arguments(cfg)
 
 
-def _server(settings: Any) -> Any:
-    from dagger_exp.engines.vllm_server import VllmServer
+def _tool_arguments(cfg: Any) -> list[str]:
+    """Return what makes a server take the tools of the scaffold, where it has some."""
+    from dagger_exp.components import make_optional
 
+    scaffold, parser = make_optional(cfg.scaffold), cfg.teacher.get("tool_call_parser")
+    if not (scaffold and scaffold.tools and parser):
+        return []
+    return ["--enable-auto-tool-choice", "--tool-call-parser", str(parser)]
+
+
+class TeacherServer(VllmServer):
+    """A server whose weights stay as they are, so that nobody may change them from outside."""
+
+    def variables(self) -> dict[str, str]:
+        """Return what is set for the server's process."""
+        return {name: value for name, value in super().variables().items() if name not in OF_STUDENTS}
+
+
+def _server(settings: Any) -> VllmServer:
     return VllmServer(**{key: value for key, value in settings.items() if key != "_target_"})
 
 

@@ -7,12 +7,11 @@ broke off, and adds what is new.
 from __future__ import annotations
 
 import argparse
-import itertools
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,46 +20,23 @@ from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, open_dict
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dagger_exp.cli.arguments import quoted
+from dagger_exp.cli.expansion import Job, Sweep, expanded, overrides_of
 from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, counted, job_states, read_sweep
-from dagger_exp.cli.manifest import config_hash, slug
-from dagger_exp.config import check, per_round
+from dagger_exp.config import per_round
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.store.files import write_json
 
 SHOWN = 40
 """Jobs that are listed one by one; of more, those that remain are counted."""
-MAX_SLUG = 60
 POLL_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A run of a sweep: its folder's name, the overrides that make it, those that differ, and its config."""
-
-    name: str
-    overrides: list[str]
-    differs: Mapping[str, str]
-    cfg: DictConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What was typed, expanded. `name` is that of the folder."""
-
-    name: str
-    folder: Path
-    jobs: list[Job]
-    master: DictConfig
 
 
 def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig], None]) -> None:
@@ -86,96 +62,11 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
             for job, state in zip(found.jobs, states, strict=True)
             if state.state != "finished" and state.state not in ALIVE
         ]
-        record(found, command, typed)
-        if wanted:
-            try:
+        with undone_if_refused(found.folder):
+            record(found, command, typed)
+            if wanted:
                 launch(hydra, found, wanted, task)
-            except KeyboardInterrupt as error:
-                again = f"dagger-sweep resume {found.folder}"
-                raise KeyboardInterrupt(f"; what was started goes on, the rest with:\n  {again}") from error
     summarize(found.folder, [job.name for job in found.jobs])
-
-
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """Return what was typed as overrides, the search path among them.
-
-    Raises:
-        ConfigError: an option that a sweep cannot take, or a folder that is not there.
-    """
-    if options.config_name or options.config_path:
-        raise ConfigError("--config-name and --config-path cannot be swept; put an option into a folder: --config-dir.")
-    if options.config_dir and not Path(options.config_dir).is_dir():
-        raise ConfigError(f"--config-dir {options.config_dir} is no folder.")
-    for override in options.overrides:
-        if override.startswith("dry_run=") and override not in ("dry_run=true", "dry_run=false"):
-            raise ConfigError(f"{override} is neither dry_run=true nor dry_run=false.")
-    place = quoted(Path(f"file://{Path(options.config_dir).resolve()}")) if options.config_dir else ""
-    searched = [f"hydra.searchpath=[{place.replace('file:/', 'file:///', 1)}]"] if place else []
-    return [*searched, *(override for override in options.overrides if not override.startswith("dry_run="))]
-
-
-def expanded(hydra: Hydra, typed: Sequence[str], command: str) -> Sweep:
-    """Return the jobs of a sweep, with Hydra's own parser.
-
-    Raises:
-        ConfigError: a job is not legal, or two are the same.
-    """
-    fixed, swept = split(hydra, typed)
-    first = [f"{key}={values[0]}" for key, values in swept.items()]  # keys of an option are known beside it only
-    chosen = hydra.compose_config(command, [*fixed, *first], RunMode.MULTIRUN)
-    params = {key: str(value) for key, value in (chosen.hydra.sweeper.params or {}).items()}
-    more_fixed, more_swept = split(hydra, [f"{key}={value}" for key, value in params.items()])
-    typed_keys = {override.split("=", 1)[0] for override in typed}
-    fixed += [override for override in more_fixed if override.split("=", 1)[0] not in typed_keys]
-    swept = {key: values for key, values in more_swept.items() if key not in typed_keys} | swept
-    name = chosen.sweep_name or slug("-".join(swept)) or "single"
-    fixed = [o for o in fixed if not o.startswith("sweep_name=")] + [f"sweep_name={name}"]
-    first = [f"{key}={values[0]}" for key, values in swept.items()]
-    master = hydra.compose_config(command, [*fixed, *first, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
-    folder = Path(str(master.hydra.sweep.dir)).resolve()
-    jobs = [checked_job(hydra, fixed, choice, command, folder) for choice in choices(swept)]
-    names = [one.name for one in jobs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{len(twice)} jobs are in the sweep twice, as {twice.pop()}; remove one of the values.")
-    return Sweep(name, folder, jobs, master)
-
-
-def split(hydra: Hydra, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the overrides with one value, and the values of those with several.
-
-    Raises:
-        ConfigError: a range without steps.
-    """
-    fixed: list[str] = []
-    swept: dict[str, list[str]] = {}
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
-    for override in parser.parse_overrides(list(overrides)):
-        if not override.is_sweep_override():
-            fixed.append(str(override.input_line))
-        elif override.is_discrete_sweep():
-            swept[override.get_key_element()] = list(override.sweep_string_iterator())
-        else:
-            raise ConfigError(f"{override.input_line} has no steps; list values, as in {override.key_or_group}=0,0.5,1")
-    return fixed, swept
-
-
-def choices(swept: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """Yield every combination."""
-    for values in itertools.product(*swept.values()):
-        yield dict(zip(swept, values, strict=True))
-
-
-def checked_job(hydra: Hydra, fixed: Sequence[str], choice: Mapping[str, str], command: str, folder: Path) -> Job:
-    """Return a job of the sweep, checked; one that is there under another slug keeps its folder."""
-    overrides = [*fixed, *(f"{key}={value}" for key, value in choice.items())]
-    cfg = hydra.compose_config(command, overrides, RunMode.RUN)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    check(cfg, command)
-    readable = slug("-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in choice.items()))[:MAX_SLUG]
-    digits = config_hash(cfg, command)
-    there = next((path.name for path in folder.glob(f"*_{digits}")), None)
-    return Job(there or f"{readable.strip('-.') or 'job'}_{digits}", overrides, choice, cfg)
 
 
 def show(found: Sweep, states: Sequence[JobState]) -> None:
@@ -221,6 +112,22 @@ def record(found: Sweep, command: str, typed: Sequence[str]) -> None:
     write_json(path, content)
 
 
+@contextmanager
+def undone_if_refused(folder: Path) -> Iterator[None]:
+    """Leave nothing behind in the folder of a sweep of which nothing was started, neither its file nor new folders."""
+    path = folder / "sweep.json"
+    is_new, made = not path.exists(), [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except ConfigError:
+        with suppress(OSError):
+            if is_new and list(folder.iterdir()) == [path]:
+                path.unlink()
+            for place in made:
+                place.rmdir()
+        raise
+
+
 def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
     """Hand the jobs to Hydra's launcher, and wait for them.
 
@@ -230,10 +137,14 @@ def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[Di
     for one in wanted:
         (found.folder / one.name / CANCELLED).unlink(missing_ok=True)
     size = found.master.hydra.sweeper.max_batch_size or len(wanted)
-    for first in range(0, len(wanted), size):
-        batch = [one for one in wanted[first : first + size] if not (found.folder / one.name / CANCELLED).exists()]
-        if batch:
-            _launch(hydra, found, batch, first, task)
+    try:
+        for first in range(0, len(wanted), size):
+            batch = [one for one in wanted[first : first + size] if not (found.folder / one.name / CANCELLED).exists()]
+            if batch:
+                _launch(hydra, found, batch, first, task)
+    except KeyboardInterrupt as error:
+        again = f"dagger-sweep resume {found.folder}"
+        raise KeyboardInterrupt(f"; what was started goes on, the rest with:\n  {again}") from error
 
 
 def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task: Callable[[DictConfig], None]) -> None:
@@ -250,6 +161,9 @@ def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task:
         launcher.launch(overrides, initial_job_idx=first)
     except Exception as error:
         if not is_submitted or not any(path.is_dir() for path in place.iterdir()):
+            shutil.rmtree(place, ignore_errors=True)  # nothing was started from there
+            with suppress(OSError):
+                place.parent.rmdir()
             raise _unlaunchable(error) from error
         wait(found.folder, [one.name for one in wanted])  # one that was killed left no result, the others go on
 

@@ -2,7 +2,8 @@
 
 What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut. A
 `Retry-After` makes every request to the server wait, not only the one that was told. Anything else is an `EngineError`
-that names the address. HTTP goes through aiohttp, because httpx slows with the square of the open connections.
+that names the address. No redirect is followed, since it would carry the key elsewhere, and no message shows the key,
+whatever a server says. HTTP goes through aiohttp, because httpx slows with the square of the open connections.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dagger_exp.errors import ConfigError, ContextError, EngineError
 CHECK_TIMEOUT_S = 20.0
 MAX_PAUSE_S = 60.0
 """Longest pause before a request is tried again, whatever a server asks for."""
+MAX_MESSAGE_CHARS = 300
+REDIRECTS = range(300, 400)
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
 
 
@@ -34,11 +37,22 @@ class TransientError(EngineError):
     """A failure that may pass."""
 
 
+class MissingError(ConfigError):
+    """A server has nothing at a path."""
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: a redirect is an answer like any other that is not 200."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
 class Endpoint:
     """A server at an address.
 
     Args:
-        address: as `http://host:8000`, with or without `/v1`.
+        address: as `http://host:8000`, which is asked below `/v1`; one with a path is asked below that path.
         api_key_env: name of the environment variable that holds its key; the key itself stands in no config.
         timeout_s: of one request.
         max_attempts: how often a request is tried in all.
@@ -58,7 +72,9 @@ class Endpoint:
     ) -> None:
         if not address.startswith(("http://", "https://")):
             raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
-        self.address = address.rstrip("/").removesuffix("/v1")
+        given = address.rstrip("/")
+        self._base = given if given.count("/") > 2 else f"{given}/v1"
+        self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
         self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
         self.num_requests = self.num_retries = 0
@@ -113,23 +129,21 @@ class Endpoint:
 
         Raises:
             ConfigError: nothing answers there, or it does not let us in.
+            MissingError: it has nothing at this path.
         """
-        request = urllib.request.Request(self.address + path, headers=self._headers())  # noqa: S310 - http, see above
+        request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
         try:
             proxies = None if self._is_far else {}  # None: those of the environment
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _Stays)
             with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            said = f"{self.address}{path} answers {error.code} {error.reason}"
-            key = self.api_key_env or "the variable that api_key_env names"
-            mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
-            raise ConfigError(f"{said}: {mend}.") from error
+            raise self._closed(path, error) from None  # a log shows causes, and this one may hold the key
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = " ".join(str(getattr(error, "reason", error)).split())
+            reason = self._masked(str(getattr(error, "reason", error)))
             raise ConfigError(
                 f"no server answers at {self.address} ({reason}): start it, or mend the address."
-            ) from error
+            ) from None
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return what the server tells of the models that it serves, by their names.
@@ -141,8 +155,12 @@ class Endpoint:
             return {card["id"]: card for card in self.get("/v1/models")["data"] or ()}
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self.address}/v1/models does not tell which models are served: mend the address, or its server."
+                f"{self._url('/v1/models')} does not tell which models are served: mend the address, or its server."
             ) from error
+
+    def _url(self, path: str) -> str:
+        """Return where a path is, which is written as below a bare host."""
+        return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self.address + path
 
     @property
     def _is_far(self) -> bool:
@@ -152,11 +170,23 @@ class Endpoint:
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
         if self.api_key_env is not None:
-            key = os.environ.get(self.api_key_env)
+            key = self._key
             if not key:
                 raise ConfigError(f"the key for {self.address} is missing: set the variable {self.api_key_env}.")
+            if not (key.isascii() and key.isprintable()):
+                raise ConfigError(f"{self.api_key_env} holds what no key has, as a line break: set it anew.")
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+    @property
+    def _key(self) -> str:
+        """The key, without the line break that a file ends with."""
+        return os.environ.get(self.api_key_env or "", "").strip()
+
+    def _masked(self, text: str) -> str:
+        """Return what a server says, in one line and without the key, which some repeat; it is not cut before."""
+        key = self._key
+        return " ".join((text.replace(key, "***") if key else text).split())[:MAX_MESSAGE_CHARS]
 
     async def _post(self, path: str, data: bytes) -> dict[str, Any]:
         if self._session is None:
@@ -164,21 +194,22 @@ class Endpoint:
         await self._wait_for_turn()
         self.num_requests += 1
         try:
-            async with self._session.post(self.address + path, data=data) as answer:
+            async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
                 text = await answer.read()
             async with self._passage:  # one by one: what one answer leads to is sent before the work on another begins
                 await asyncio.sleep(0)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            said = str(error) or f"no answer within {self.timeout_s:g} s"
-            raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from error
+            said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
+            raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None
         if answer.status != 200:
-            raise self._refusal(answer.status, text.decode(errors="replace"), answer.headers.get("Retry-After"))
+            raise self._refusal(path, answer.status, text.decode(errors="replace"), answer.headers)
         if answer.content_type != "application/json" and not path.endswith("/completions"):
             return {}  # "Success", or nothing: the status has said it
         try:
             return json.loads(text)
         except ValueError as error:
-            raise TransientError(f"{self.address}: its answer is cut or no JSON: {text[:80]!r}") from error
+            said = self._masked(text.decode(errors="replace"))[:80]
+            raise TransientError(f"{self.address}: its answer is cut or no JSON: {said!r}") from error
 
     async def _wait_for_turn(self) -> None:
         """Wait until a pause that the server asked for is over, and keep to the rate."""
@@ -189,26 +220,40 @@ class Endpoint:
         if begin > now:
             await asyncio.sleep(begin - now)
 
-    def _refusal(self, status: int, text: str, retry_after: str | None) -> EngineError | ContextError:
-        said = f"{self.address} answers {status}: {_message(text)}"
+    def _refusal(self, path: str, status: int, text: str, headers: Mapping[str, str]) -> EngineError | ContextError:
+        if status in REDIRECTS:
+            return EngineError(self._elsewhere(path, headers.get("Location")))
+        said = f"{self.address} answers {status}: {self._masked(_message(text))}"
         if status in (408, 409, 425, 429) or status >= 500:
-            if retry_after is not None:
+            if (retry_after := headers.get("Retry-After")) is not None:
                 self._next_at = max(self._next_at, time.monotonic() + min(_seconds(retry_after), MAX_PAUSE_S))
             return TransientError(said)
         return ContextError(said) if any(words in text for words in TOO_LONG) else EngineError(said)
+
+    def _closed(self, path: str, error: urllib.error.HTTPError) -> ConfigError:
+        """Return what a question before the first episode has met."""
+        if error.code in REDIRECTS:
+            return ConfigError(self._elsewhere(path, error.headers.get("Location")))
+        said = f"{self._url(path)} answers {error.code} {self._masked(error.reason)}"
+        key = self.api_key_env or "the variable that api_key_env names"
+        mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
+        return (MissingError if error.code == 404 else ConfigError)(f"{said}: {mend}.")
+
+    def _elsewhere(self, path: str, location: str | None) -> str:
+        place = self._masked(location or "another place")
+        return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
 
     def _count_retry(self, state: RetryCallState) -> None:
         self.num_retries += 1
 
 
 def _message(text: str) -> str:
-    """Return what an error body says, in one line."""
+    """Return what an error body says."""
     try:
         error = json.loads(text).get("error", text)
-        text = error.get("message", text) if isinstance(error, dict) else str(error)
+        return str(error.get("message", text) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
-        pass
-    return " ".join(text.split())[:300]
+        return text
 
 
 def _seconds(retry_after: str) -> float:

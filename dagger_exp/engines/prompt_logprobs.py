@@ -10,14 +10,16 @@ from dagger_exp.errors import EngineError
 from dagger_exp.protocols import Scores
 
 
-async def score_at(endpoint: Endpoint, model: str, token_ids: Sequence[int], num_top: int = 0, **more: Any) -> Scores:
+async def score_at(
+    endpoint: Endpoint, model: str | None, token_ids: Sequence[int], num_top: int = 0, **more: Any
+) -> Scores:
     """Return the log-probabilities of tokens under a served model.
 
     The server holds the logits of as many tokens at once as its `--max-num-batched-tokens` says.
 
     Args:
         endpoint: of a vLLM server.
-        model: name under which it is served.
+        model: name under which it is served; None where the server has only one.
         token_ids: at least two.
         num_top: how many of the likeliest tokens to return beside.
         more: of the request's body.

@@ -1,7 +1,7 @@
 """Tokens from a vLLM server, whose weights follow the training.
 
-How they reach the server stands in `vllm_weights`. After every update a probe holds the server's log-probabilities
-against the trainer's.
+How they reach the server stands in `vllm_weights`. After every update, and where the server may have been started
+again, a probe holds its log-probabilities against the trainer's.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ from typing import Any, Protocol
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
-from dagger_exp.engines.scoring import score
+from dagger_exp.engines.vllm_probe import DriftError, Probe
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
-from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Transfer, Way
+from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Transfer, Way, commanded
 from dagger_exp.errors import ConfigError, EngineError
 from dagger_exp.protocols import Generation, Sampling, Scores
-from dagger_exp.seeding import draw, integer
+from dagger_exp.seeding import draw
 from dagger_exp.types import Key
 
-PROBE_TOKENS = 32
 AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """A model's own `generation_config` would change the distribution that is trained."""
-
-
-class DriftError(EngineError):
-    """A server does not compute what the trainer computes."""
 
 
 class Servable(Protocol):
@@ -88,13 +83,12 @@ class VllmEngine:
         probe_tolerance: float = 0.1,
     ) -> None:
         self.student, self.end_id, self.folder = student, end_id, folder
-        self.server, self.sleeps, self.probe_tolerance = server, sleeps, probe_tolerance
+        self.server, self.sleeps, self.probe = server, sleeps, Probe(probe_tolerance)
         self._make_endpoint = endpoint
         self.endpoints = [endpoint(address=address) for address in addresses or ()]
         self.way, self.transfer = self._way(weights), weights if weights in TRANSFERS else None
         self.version = -1
-        self.drift = 0.0
-        """What the last probe found: the largest difference of a log-probability, in nats."""
+        self._num_restored, self._in_doubt = 0, asyncio.Lock()
         self._running: RunningServer | None = None
         self._is_asleep = sleeps and bool(addresses)  # after a run that was killed while it trained
 
@@ -102,6 +96,11 @@ class VllmEngine:
     def name(self) -> str:
         """Under which requests ask for the weights."""
         return self.way.name
+
+    @property
+    def drift(self) -> float:
+        """What the last probe found: the largest difference of a log-probability, in nats."""
+        return self.probe.drift
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
@@ -139,6 +138,7 @@ class VllmEngine:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections to all servers open."""
+        self._in_doubt = asyncio.Lock()  # of this event loop
         async with AsyncExitStack() as stack:
             for endpoint in self.endpoints:
                 await stack.enter_async_context(endpoint.connected())
@@ -226,7 +226,9 @@ class VllmEngine:
             if version != self.version:
                 await self.way.send(version, weights, self.endpoints)
                 self.version = version
-            await self._probe(weights)
+            self.probe.take(weights)
+            for endpoint in self.endpoints:
+                await self._probe(endpoint)
 
     def _check_servers(self) -> None:
         """Look at what is served before anything is asked of it."""
@@ -244,22 +246,34 @@ class VllmEngine:
                     "start it with a longer --max-model-len, or lower student.max_context_tokens."
                 )
 
-    async def _probe(self, weights: Any) -> None:
-        """Hold the server's log-probabilities of fixed tokens against the trainer's."""
-        size, key = int(weights.config.vocab_size), Key(0, 0, "probe", 0)
-        ids = [integer(key, f"token {place}", size) for place in range(PROBE_TOKENS)]
-        trained = score(weights, ids).logprobs
-        for endpoint in self.endpoints:
-            served = (await self._score(endpoint, ids, 0)).logprobs
-            self.drift = max(abs(one - other) for one, other in zip(served, trained, strict=True))
-            if not self.drift <= self.probe_tolerance:  # also where it is no number
-                raise DriftError(
-                    f"after the update to policy version {self.version} the log-probabilities of {endpoint.address} "
-                    f"differ from the trainer's by {self.drift:.2g}, more than engine.probe_tolerance="
-                    f"{self.probe_tolerance:g}."
-                )
+    async def _probe(self, endpoint: Endpoint) -> None:
+        num_retries = endpoint.num_retries
+        scores = await self._score(endpoint, self.probe.ids, 0)
+        self.probe.compare(endpoint, scores.logprobs, num_retries, self.version)
 
     async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
+        """Return an answer of the weights that were sent last."""
+        while True:
+            num_restored = self._num_restored
+            answer = await self._answer(endpoint, body)
+            if self.name == BASE:  # an adapter's name says of which weights an answer is
+                await self._restore(endpoint)
+            if num_restored == self._num_restored:
+                return answer
+
+    async def _restore(self, endpoint: Endpoint) -> None:
+        """Send the weights to a server again that was started again: it does not say so, and has its first ones."""
+        async with self._in_doubt:
+            if not self.probe.is_due(endpoint):
+                return
+            try:
+                await self._probe(endpoint)
+            except DriftError:
+                await self.way.send_again(endpoint)
+                self._num_restored += 1
+                await self._probe(endpoint)
+
+    async def _answer(self, endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
         request = {"model": self.name, "cache_salt": self._salt, **body}
         try:
             return await endpoint.post("/v1/completions", request)
@@ -272,7 +286,7 @@ class VllmEngine:
     @property
     def _salt(self) -> str:
         """Keep a prefix that other weights have computed out of a request."""
-        return f"{self.version} {self.name}"
+        return f"{self.version} {self.name} {self._num_restored}"
 
     async def _everywhere(self, path: str, body: dict[str, Any]) -> None:
-        await asyncio.gather(*(endpoint.post(path, body) for endpoint in self.endpoints))
+        await asyncio.gather(*(commanded(endpoint, path, body) for endpoint in self.endpoints))

@@ -39,7 +39,7 @@ class Way(Protocol):
 
 
 class Adapters:
-    """A LoRA student's adapter, saved and loaded under a name made of its version and its content.
+    """A LoRA student's adapter, saved and loaded under a name made of its run, its version and its content.
 
     So neither the server nor its prefix cache can take an old one for it.
 
@@ -50,6 +50,7 @@ class Adapters:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.rank, self.name, self._path = folder, rank, BASE, folder
+        self._run = _digest(str(folder.resolve()).encode())  # another run has another folder
 
     def check(self) -> None:
         """Leave it to the servers."""
@@ -59,15 +60,19 @@ class Adapters:
         path = self.folder / str(version)
         weights.save_pretrained(path)
         adapter = (path / "adapter_model.safetensors").read_bytes()
-        digest = hashlib.sha256(str(path.resolve()).encode() + adapter).hexdigest()[:12]  # another run has another path
-        before, self.name, self._path = self.name, f"v{version}-{digest}", path
+        self.name, self._path = f"{self._run}-v{version}-{_digest(adapter)}", path
         for endpoint in endpoints:
             await self.send_again(endpoint)
-        if before not in (BASE, self.name):
-            await _unload(before, endpoints)
-            for old in self.folder.iterdir():
-                if old.name != str(version):
-                    shutil.rmtree(old)
+            await self._unload_others(endpoint)
+        for old in self.folder.iterdir():
+            if old.name != str(version):
+                shutil.rmtree(old)
+
+    async def _unload_others(self, endpoint: Endpoint) -> None:
+        """Have a server drop the run's earlier adapters, also those that it had loaded before it was killed."""
+        for name in await asyncio.to_thread(endpoint.models):
+            if name.startswith(self._run) and name != self.name:
+                await _unload(name, endpoint)
 
     async def send_again(self, endpoint: Endpoint) -> None:
         """Have a server load the adapter of this version."""
@@ -110,8 +115,8 @@ class Reloading:
     async def send_again(self, endpoint: Endpoint) -> None:
         """Have a server load what was saved."""
         path = {"weights_path": str(self.folder.resolve())}
-        await endpoint.post("/collective_rpc", {"method": "reload_weights", "kwargs": path})
-        await endpoint.post("/reset_prefix_cache", {})
+        await commanded(endpoint, "/collective_rpc", {"method": "reload_weights", "kwargs": path})
+        await commanded(endpoint, "/reset_prefix_cache", {})
 
 
 class Transfer:
@@ -160,7 +165,7 @@ class Transfer:
                 self._senders.pop(endpoint.address, None)
                 said = " ".join(str(error).split())[:300]
                 raise EngineError(f"{endpoint.address} did not take the weights by {self.backend}: {said}") from error
-            await endpoint.post("/reset_prefix_cache", {})
+            await commanded(endpoint, "/reset_prefix_cache", {})
 
     async def send_again(self, endpoint: Endpoint) -> None:
         """Do nothing: a server that was started again is noticed by the next probe."""
@@ -175,6 +180,10 @@ class Transfer:
         info = _ipc() if self.backend == "ipc" else _nccl(endpoint)
         client = HTTPVLLMWeightSyncClient(endpoint.address)
         return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _ipc() -> Any:
@@ -198,10 +207,21 @@ def _nccl(endpoint: Endpoint) -> Any:
     )
 
 
-async def _unload(name: str, endpoints: Sequence[Endpoint]) -> None:
-    for endpoint in endpoints:
-        try:
-            await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
-        except EngineError as error:
-            if "cannot be found" not in str(error):  # a server that was started again has forgotten it
-                raise
+async def _unload(name: str, endpoint: Endpoint) -> None:
+    try:
+        await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
+    except EngineError as error:
+        if "cannot be found" not in str(error):  # it was unloaded, but the answer was lost
+            raise
+
+
+async def commanded(endpoint: Endpoint, path: str, body: dict[str, Any]) -> None:
+    """Post what a server obeys in vLLM's development mode only; raises `ConfigError` where it is not in it."""
+    try:
+        await endpoint.post(path, body)
+    except EngineError as error:
+        if "answers 404" not in str(error):
+            raise
+        raise ConfigError(
+            f"{endpoint.address} has no {path}: start it with the line that dagger-serve prints."
+        ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagger_exp.errors import DataError
+from dagger_exp.rollout.collector import MAX_FAILURE_RATE
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
@@ -36,12 +37,17 @@ class Evaluator:
     run_id: str
 
     def evaluate(self, round_index: int, on_episode: Callable[[Episode], None] = lambda episode: None) -> list[Episode]:
-        """Return the episodes of the student after a round; played once, read from disk the next time."""
+        """Return the episodes of the student after a round; played once, read from disk the next time.
+
+        Raises:
+            DataError: the split is empty, or most episodes failed; nothing is written then.
+        """
         path = self.folder / f"round_{round_index:03d}.parquet"
         if not path.exists():
             if not len(self.tasks):
                 raise DataError("The env's heldout split is empty: there is nothing to evaluate on.")
             episodes = asyncio.run(self._play(round_index, on_episode))
+            _check_failures(round_index, episodes)
             self.folder.mkdir(parents=True, exist_ok=True)
             compact(path, (episode_to_rows(self.run_id, episode) for episode in episodes))
         reader = RoundReader([RoundFile(path)])
@@ -59,3 +65,13 @@ class Evaluator:
 
         async with self.runner.connected():
             return await asyncio.gather(*(play(index, task) for index, task in enumerate(self.tasks)))
+
+
+def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:
+    """Refuse an outage before it is written, since what is on the disk is never played again."""
+    errors = [episode.error for episode in episodes if episode.stop_reason.is_infrastructure]
+    if len(errors) > MAX_FAILURE_RATE * len(episodes):
+        raise DataError(
+            f"{len(errors)} of {len(episodes)} evaluation episodes after round {round_index} failed, the last with "
+            f"{errors[-1]}: mend that and resume the run; they are played again."
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scipy.stats import binomtest
@@ -50,8 +49,3 @@ def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         rate = wilson(sum(episode.solved for episode in counted), len(counted))
         metrics |= {"eval/success_rate": rate.value, "eval/success_low": rate.low, "eval/success_high": rate.high}
     return metrics
-
-
-def stop_reasons(episodes: Iterable[Episode]) -> Counter[str]:
-    """Return the failure table: how often each stop reason occurred."""
-    return Counter(episode.stop_reason.value for episode in episodes)

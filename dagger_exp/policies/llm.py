@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dagger_exp.chat import Chat
-from dagger_exp.errors import ContextError, PolicyError
+from dagger_exp.errors import ContextError, MalformedAction, PolicyError
 from dagger_exp.protocols import Engine, Env, Sampling, Scaffold, Scores
-from dagger_exp.types import Message, Response, State, Usage
+from dagger_exp.scaffolds.calls import after_thought
+from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
 
 class AnswerError(PolicyError):
@@ -69,6 +70,8 @@ class LanguagePolicy:
 class ModelTeacher(LanguagePolicy):
     """A teacher in this process, with a tokenizer and a chat template of its own: it reads and writes text.
 
+    What it thinks before it answers is no part of the answer.
+
     Args:
         max_context_tokens: longest prompt and response that the model reads.
         scaffold: reads tool calls out of text, so that this model and the student each see them in their own format.
@@ -87,6 +90,7 @@ class ModelTeacher(LanguagePolicy):
         generation = await self.engine.generate(prompt_ids, sampling)
         usage = Usage(len(prompt_ids), len(generation.token_ids))
         [message] = normalized([self.chat.parse(generation.token_ids)], self.scaffold)
+        message = replace(thought_apart(message, self.scaffold), reasoning="")
         return whole(Response(message, finish_reason=generation.finish_reason, usage=usage), self.id)
 
 
@@ -96,6 +100,27 @@ def whole(answer: Response, teacher_id: str) -> Response:
         said = f"the answer of {teacher_id} is empty or was cut: raise teacher.max_new_tokens"
         raise AnswerError(said, answer.usage)
     return answer
+
+
+def thought_apart(message: Message, scaffold: Scaffold | None) -> Message:
+    """Return a message with what it begins by thinking as its reasoning.
+
+    A server does this where it knows how its model thinks. What only looks like the end of a thought, as in a file
+    that a call writes, is none: the call is the same without a thought.
+    """
+    said = after_thought(message.content)
+    if message.reasoning or said == message.content:
+        return message
+    thought = message.content.removesuffix(said).strip().removeprefix("<think>").removesuffix("</think>").strip()
+    apart = replace(message, content=said.strip(), reasoning=thought)
+    return apart if _call(apart, scaffold) == _call(message, scaffold) else message
+
+
+def _call(message: Message, scaffold: Scaffold | None) -> ToolCall | None:
+    try:
+        return scaffold.read(message) if scaffold else None
+    except MalformedAction:
+        return None
 
 
 def normalized(messages: Sequence[Message], scaffold: Scaffold | None) -> list[Message]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
-from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.endpoint import Endpoint, MissingError
 from dagger_exp.engines.prompt_logprobs import score_at
-from dagger_exp.errors import ConfigError
-from dagger_exp.policies.llm import AnswerError, normalized, whole
+from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.policies.llm import AnswerError, normalized, thought_apart, whole
 from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall, Usage
 
@@ -27,6 +28,8 @@ class ServedPolicy:
         scaffold: has the tools that the model may call, and reads its calls where it writes them as text.
         keep_reasoning: whether what it thought before it answered is a part of the answer.
         tokenizer: folder or hub name of its tokenizer, which only log-probabilities need.
+        max_context_tokens: what conversations grow to; a server that tells that it reads less is refused.
+        tool_call_parser: of vLLM, with which a server of this model has to be started where there are tools.
         request: more of the request's body, as a provider takes it.
         id: name under which the policy is recorded; None is the model's.
     """
@@ -44,11 +47,14 @@ class ServedPolicy:
         scaffold: Scaffold | None = None,
         keep_reasoning: bool = False,
         tokenizer: str | None = None,
+        max_context_tokens: int | None = None,
+        tool_call_parser: str | None = None,
         request: Mapping[str, Any] | None = None,
         id: str | None = None,
     ) -> None:
         self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
-        self.tokenizer, self.scaffold = tokenizer, scaffold
+        self.tokenizer, self.scaffold, self.tool_call_parser = tokenizer, scaffold, tool_call_parser
+        self.max_context_tokens, self.max_new_tokens = max_context_tokens, max_new_tokens
         self.request: dict[str, Any] = {
             "max_tokens": max_new_tokens,
             "temperature": temperature,
@@ -56,7 +62,7 @@ class ServedPolicy:
             **({"tools": list(scaffold.tools)} if scaffold and scaffold.tools else {}),
             **(request or {}),
         }
-        self._id = id
+        self._id, self._is_tried = id, False
 
     @property
     def id(self) -> str:
@@ -77,6 +83,7 @@ class ServedPolicy:
         try:
             choice = answer["choices"][0]
             [message] = normalized([_message(choice["message"])], self.scaffold)
+            message = thought_apart(message, self.scaffold)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             said = f"{self.endpoint.address} answers in a form that is not understood: {error!r}"
             raise AnswerError(said, usage) from error
@@ -89,26 +96,69 @@ class ServedPolicy:
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
         """Return the log-probabilities of given tokens, which a vLLM server tells."""
-        return await score_at(self.endpoint, self.id, token_ids, num_top)
+        return await score_at(self.endpoint, self.model, token_ids, num_top)
 
     def connected(self) -> AbstractAsyncContextManager[None]:
         """Keep connections open."""
         return self.endpoint.connected()
 
     def check(self) -> None:
-        """Look whether the server answers and serves the model.
+        """Look whether the server answers, serves the model, reads enough and takes the tools.
 
         Raises:
             ConfigError: it does not.
         """
-        names = list(self.endpoint.models())
-        if self.model is None and len(names) == 1:
-            self.model = names[0]
-        if self.model not in names:
+        try:
+            self._check_card(self.endpoint.models())
+            is_listed = True
+        except MissingError:  # not every provider tells what it serves
+            if self.model is None:
+                raise
+            is_listed = False
+        if not self._is_tried and ("tools" in self.request or not is_listed):
+            self._try()
+
+    def _check_card(self, cards: Mapping[str, Mapping[str, Any]]) -> None:
+        if self.model is None and len(cards) == 1:
+            self.model = next(iter(cards))
+        if self.model is None or self.model not in cards:
             raise ConfigError(
                 f"{self.endpoint.address} does not serve {self.model or 'one model only'}: set teacher.model to one of "
-                f"{', '.join(names[:10])}."
+                f"{', '.join(list(cards)[:10])}."
             )
+        length = cards[self.model].get("max_model_len")
+        needed = max(self.max_context_tokens or 0, self.max_new_tokens + 1)
+        if length is not None and length < needed:
+            raise ConfigError(
+                f"{self.endpoint.address} reads {length} tokens, and a conversation may need {needed}: start it with a "
+                "longer --max-model-len, or lower teacher.max_context_tokens or teacher.max_new_tokens."
+            )
+
+    def _try(self) -> None:
+        """Ask for one token, so that a server that takes no tools is known before the first episode."""
+        hello = [{"role": "user", "content": "hello"}]
+        limit = {"max_tokens": 1} if self.request["max_tokens"] else {}  # some take it by another name only
+
+        async def ask() -> None:
+            async with self.connected():
+                body = {"model": self.model, "messages": hello, **self.request, **limit}
+                await self.endpoint.post("/v1/chat/completions", body)
+
+        try:
+            asyncio.run(ask())
+        except PolicyError as error:
+            said = str(error).rstrip(".")
+            raise ConfigError(f"{said}: {self._mend(said.removeprefix(self.endpoint.address))}.") from error
+        self._is_tried = True
+
+    def _mend(self, said: str) -> str:
+        if "tool" not in said:
+            return "mend teacher.endpoint.address, teacher.model or teacher.request"
+        parser = self.tool_call_parser or "NAME"
+        return (
+            f"start vLLM with --enable-auto-tool-choice --tool-call-parser {parser}, as in the line of dagger-serve "
+            "teacher, or choose scaffold=bash, which needs no tools"
+        )
 
 
 def _row(index: int, message: Message) -> dict[str, Any]:

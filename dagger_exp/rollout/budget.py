@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 
 from dagger_exp.errors import BudgetError
+from dagger_exp.store.files import read_json, write_json
+from dagger_exp.store.schema import rows_to_episode
+from dagger_exp.store.view import StoreView, read_rows
 from dagger_exp.types import Episode, Usage
 
 MILLION = 1_000_000
@@ -34,15 +38,23 @@ class TeacherBudget:
     response_price: float = 0.0
     in_round: Usage = field(default=Usage(), init=False)
     before: Usage = field(default=Usage(), init=False)
+    _path: Path | None = field(default=None, init=False)
+    _saved: Usage = field(default=Usage(), init=False)
 
-    def begin(self, before: Usage, in_round: Usage) -> None:
-        """Begin a round, or go on with one.
+    def begin(self, store: StoreView, round_index: int) -> None:
+        """Begin a round, or go on with one: with what its episodes have used, or more that was saved beside them."""
+        self._path = store.episodes_folder(round_index) / "teacher_usage.json"  # goes when the round is closed
+        self._saved = _read(self._path) if self._path.exists() else Usage()
+        paths = store.committed_paths(round_index)
+        of_episodes = usage_of([rows_to_episode(read_rows(path)) for path in paths.values()])
+        self.before, self.in_round = _used_before(store, round_index), _most(of_episodes, self._saved)
 
-        Args:
-            before: what all rounds before have used.
-            in_round: what the committed episodes of this one have.
-        """
-        self.before, self.in_round = before, in_round
+    def save(self) -> None:
+        """Write what the round has used: attempts that failed are in no episode, and failures are played again."""
+        usage = self.in_round
+        if self._path is not None and usage != self._saved:
+            write_json(self._path, asdict(usage))
+            self._saved = usage
 
     def spend(self, usage: Usage) -> None:
         """Count what a request has cost."""
@@ -96,3 +108,20 @@ def usage_of(episodes: Sequence[Episode]) -> Usage:
     return Usage(
         sum(turn.num_teacher_prompt_tokens for turn in turns), sum(turn.num_teacher_response_tokens for turn in turns)
     )
+
+
+def _used_before(store: StoreView, round_index: int) -> Usage:
+    """Return what the rounds before this one have used."""
+    names, used = ("rollout/num_teacher_prompt_tokens", "rollout/num_teacher_response_tokens"), Usage()
+    for closed in range(round_index):
+        counts = store.manifest(closed)["counts"]
+        used = added(used, Usage(*(int(counts[name]) for name in names)))
+    return used
+
+
+def _read(path: Path) -> Usage:
+    return Usage(**read_json(path, "delete it, and only what committed episodes have used is counted"))
+
+
+def _most(one: Usage, other: Usage) -> Usage:
+    return Usage(*map(max, astuple(one), astuple(other)))

@@ -20,15 +20,14 @@ from functools import lru_cache
 import numpy as np
 
 from dagger_exp.errors import ConfigError, DataError
-from dagger_exp.rollout.budget import added, usage_of
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
-from dagger_exp.store.view import EpisodeSummary, read_rows, summarize
-from dagger_exp.types import Episode, Key, StopReason, Task, Usage
+from dagger_exp.store.view import EpisodeSummary, summarize
+from dagger_exp.types import Episode, Key, StopReason, Task
 
 MAX_FAILURE_RATE = 0.5
 """A round in which more episodes than this fail for reasons of infrastructure is given up."""
@@ -162,15 +161,10 @@ class Collector:
                 self.store.discard(round_index, index)
 
     def _begin_budget(self, round_index: int) -> None:
-        """Tell the budget what the store knows to be spent."""
-        before, budget = Usage(), self.runner.budget
-        for closed in range(round_index):
-            counts = self.store.manifest(closed)["counts"]
-            names = ("rollout/num_teacher_prompt_tokens", "rollout/num_teacher_response_tokens")
-            before = added(before, Usage(*(int(counts[name]) for name in names)))
-        paths = self.store.committed_paths(round_index)
-        budget.begin(before, usage_of([rows_to_episode(read_rows(path)) for path in paths.values()]))
-        if budget.spent is not None and not paths:
+        """Tell the budget what is known to be spent, and refuse a round that it leaves nothing."""
+        budget = self.runner.budget
+        budget.begin(self.store, round_index)
+        if budget.spent is not None and not self.store.committed_paths(round_index):
             raise ConfigError(
                 f"teacher_budget.{budget.spent} is spent before round {round_index}: raise it; the same command with "
                 "hydra.run.dir=FOLDER goes on there."
@@ -242,6 +236,7 @@ class Collector:
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit episodes side by side in threads: a disk takes milliseconds for each, and others play meanwhile."""
         new = [episode for episode in episodes if episode.episode_index not in done]
+        await asyncio.to_thread(self.runner.budget.save)
         summaries = await asyncio.gather(*(asyncio.to_thread(self.store.commit, episode) for episode in new))
         for episode, summary in zip(new, summaries, strict=True):
             done[episode.episode_index] = summary

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -14,6 +17,11 @@ from dagger_exp.training.record import define_axes
 
 FINISH_TIMEOUT_S = "300"
 """How long a run waits at its end for a W&B server that is away, where the environment says nothing else."""
+FINISH_MARGIN_S = 20.0
+"""How much longer it waits before it ends W&B: some uploads are tried again and again, whatever that limit is.
+
+W&B writes its log of a run to the disk every 15 s, so that all of it is there by then.
+"""
 
 
 def begin_wandb(
@@ -43,7 +51,8 @@ def begin_wandb(
     import wandb
 
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)
-    settings = wandb.Settings(silent=True, console="off", mode="offline" if offline else "online")
+    mode = "offline" if offline else "online"
+    settings = wandb.Settings(silent=True, console="off", mode=mode, finish_timeout_raises=True)
     wandb.setup(settings)  # those of a run come too late for what is said before it begins
     typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     logger = make(
@@ -72,3 +81,42 @@ def _begun(logger: WandbLogger) -> Any:
         raise ConfigError(
             f"logger=wandb cannot begin a run on W&B ({said}): log in with `wandb login`, or give logger=wandb_offline."
         ) from error
+
+
+def finish_wandb(exit_code: int) -> Path | None:
+    """End the W&B run of this process, and be done with it soon after W&B's own limit, whatever the server does.
+
+    Returns:
+        The folder of what did not arrive, which can be uploaded later; None where all did.
+    """
+    import wandb
+
+    assert wandb.run is not None
+    settings, has_arrived = wandb.run.settings, Event()
+    # A thread that nobody waits for: of a service that another process has started, it may never end.
+    ending = Thread(target=_finish, args=(wandb.run, exit_code, has_arrived), daemon=True)
+    ending.start()
+    ending.join(settings.finish_timeout + FINISH_MARGIN_S if settings.finish_timeout else None)
+    if ending.is_alive():
+        _end_service(ending)
+    return None if has_arrived.is_set() else Path(settings.sync_dir)
+
+
+def _finish(run: Any, exit_code: int, has_arrived: Event) -> None:
+    try:
+        run.finish(exit_code=exit_code)
+        has_arrived.set()
+    except Exception:  # the run is over and saved, and says where the rest lies
+        logging.getLogger(__name__).exception("W&B did not get all of the run")
+
+
+def _end_service(ending: Thread) -> None:
+    """Kill the process that uploads: W&B would wait for it again at the exit, and give it the next run of a sweep."""
+    import wandb
+
+    service: Any = wandb.setup().assert_service()
+    if service.owns_service:
+        service._proc._process.kill()  # noqa: SLF001 - W&B has no way to end it without waiting
+        ending.join()  # it forgets the run
+        with suppress(Exception, SystemExit):  # how W&B says that its process has ended
+            wandb.teardown()

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dagger_exp.chat import Chat
 from dagger_exp.errors import ConfigError
 from dagger_exp.store.files import write_json
+from dagger_exp.training.model_folder import BASE, CHAT_OPTIONS, ModelFolder, loaded_from
 from dagger_exp.training.tokenizers import END, PAD, SPECIAL, byte_tokenizer, word_tokenizer
 
 FINETUNINGS = ("full", "lora")
-
-
-CHAT_OPTIONS = "chat_options.json"
-BASE = "base"
-"""Below an adapter's folder: the weights that it belongs to, where they are nowhere else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +156,17 @@ def from_scratch(
             path=init, max_context_tokens=max_context_tokens, finetuning=finetuning, lora=lora, seed=seed
         )
     fast = _small_tokenizer(tokenizer, vocabulary)
-    config = Qwen3Config(
-        vocab_size=len(fast),
+    config = _small_config(len(fast), hidden_size, num_layers, num_heads, intermediate_size, max_context_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Student(_adapted(Qwen3ForCausalLM(config), finetuning, lora), fast, max_context_tokens)
+
+
+def _small_config(
+    vocab_size: int, hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, max_context_tokens: int
+) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
@@ -182,9 +179,6 @@ def from_scratch(
         eos_token_id=SPECIAL.index(END),
         bos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Student(_adapted(Qwen3ForCausalLM(config), finetuning, lora), fast, max_context_tokens)
 
 
 def _adapted(model: Any, finetuning: str, lora: Lora | None) -> Any:
@@ -223,62 +217,35 @@ def from_folder(
         seed: of a fresh adapter.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or its model has no embedding of some token or place.
     """
-    given = Path(path)
-    folder = given.parent.parent if given.suffix == ".ckpt" else given
-    folder = folder / "student" if (folder / "student").is_dir() else folder
-    source = str(folder) if folder.exists() else path
-    is_folder = path.startswith(("/", ".", "~")) or path.count("/") > 1  # the hub's names are OWNER/NAME
-    if is_folder and not given.exists():
-        raise ConfigError(f"student.init or student.path is {path}, which is not there; give a run or a model folder.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many models have none
-        if not chat_options and (folder / CHAT_OPTIONS).exists():
-            chat_options = json.loads((folder / CHAT_OPTIONS).read_text())
-        checkpoint = given if given.suffix == ".ckpt" else None
-        if (folder / "adapter_config.json").exists():
-            base = _base(folder)
-            model = _with_adapter(base, source, checkpoint, dtype)
-            return Student(model, tokenizer, max_context_tokens, base, chat_options)
+    folder = ModelFolder.at(path)
+    with loaded_from(path):
+        tokenizer, chat_options = folder.tokenizer(), chat_options or folder.chat_options()
+        if folder.has_adapter:
+            model = folder.with_adapter(dtype)
+            _check_fit(path, model, tokenizer, max_context_tokens)
+            return Student(model, tokenizer, max_context_tokens, folder.base, chat_options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _adapted(_whole(source, checkpoint, dtype), finetuning, lora)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
+            model = _adapted(folder.whole(dtype), finetuning, lora)
+    _check_fit(path, model, tokenizer, max_context_tokens)
+    source = None if folder.checkpoint else folder.source
+    return Student(model, tokenizer, max_context_tokens, source, chat_options)
+
+
+def _check_fit(path: str, model: Any, tokenizer: Any, max_context_tokens: int) -> None:
+    """Refuse what would fail in the midst of a round: tokens and places that the model has no embedding of."""
+    highest, num_rows = max(tokenizer.get_vocab().values()), len(model.get_input_embeddings().weight)
+    if highest >= num_rows:
         raise ConfigError(
-            f"no student could be loaded from {path}: {said}; restore the folder, or give a checkpoints/last.ckpt."
-        ) from error
-    return Student(model, tokenizer, max_context_tokens, None if checkpoint else source, chat_options)
-
-
-def _base(folder: Path) -> str:
-    """Return where the weights are that an adapter belongs to."""
-    beside = folder / BASE
-    return str(beside) if beside.is_dir() else str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-
-
-def _whole(source: str, checkpoint: Path | None, dtype: str) -> Any:
-    if checkpoint is None:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=getattr(torch, dtype))
-    model.load_state_dict(_weights(checkpoint))
-    return model
-
-
-def _with_adapter(base: str, source: str, checkpoint: Path | None, dtype: str) -> PeftModel:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-    if checkpoint is None:
-        return PeftModel.from_pretrained(model, source, is_trainable=True)
-    settings = PeftConfig.from_pretrained(source)
-    settings.inference_mode = False  # as it is saved at the end of a run
-    adapted = get_peft_model(model, settings)
-    adapted.load_state_dict(_weights(checkpoint), strict=False)  # of what is frozen a checkpoint holds nothing
-    return adapted
-
-
-def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the model's weights out of a checkpoint of the training module."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
-    return {name.removeprefix("model."): value for name, value in state.items()}
+            f"the tokenizer of {path} has tokens up to {highest}, but its model embeds {num_rows}: give the model its "
+            "own tokenizer, or save it after model.resize_token_embeddings(len(tokenizer))."
+        )
+    is_rotary = getattr(model.config, "rope_parameters", None) is not None  # turns on beyond its training
+    num_places = getattr(model.config, "max_position_embeddings", None)
+    if not is_rotary and num_places is not None and max_context_tokens > num_places:
+        raise ConfigError(
+            f"{path} reads {num_places} tokens, but max_context_tokens is {max_context_tokens}: lower "
+            "student.max_context_tokens, or teacher.max_context_tokens of a teacher."
+        )

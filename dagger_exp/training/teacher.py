@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from dagger_exp.engines.hf import HfEngine
@@ -44,8 +45,10 @@ def from_model(
         id: name under which it is recorded; None is its path.
 
     Raises:
-        ConfigError: no model could be loaded, or its chat template shows no tools and the scaffold has some.
+        ConfigError: no model could be loaded, its chat template shows no tools and the scaffold has some, or there is
+            no such device.
     """
+    _check_device(device)
     model = from_folder(path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options)
     model = replace(model, tools=scaffold.tools if scaffold else ())
     chat = model.chat
@@ -60,6 +63,15 @@ def from_model(
         scaffold=scaffold,
         id=id or path,
     )
+
+
+def _check_device(device: str) -> None:
+    """Look for a device before a model is loaded for it; raises `ConfigError`."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for no such name and for no such device
+        said = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"teacher.device={device} cannot be had here ({said}): choose cpu or cuda.") from error
 
 
 def check_vocabularies(student: Student, teacher: Policy) -> None:

@@ -47,6 +47,8 @@ THIN = """
   .filter((path) => getComputedStyle(path).visibility === "visible").map((path) => path.dataset.group)
 """
 """The group of each thin line that is seen in the first chart."""
+HIGHEST = "[...document.querySelectorAll('.chart:nth-child(3) .tick[text-anchor=end]')].at(-1).textContent"
+"""The highest tick of the loss."""
 CHOSEN = "document.querySelector('.row[aria-selected=true]').dataset.episode"
 TIMED_CLICK = """
 (async () => {
@@ -328,9 +330,11 @@ def test_the_single_runs_of_a_group_are_seen_where_it_is_pointed_at(tmp_path: Pa
         assert await page.texts("#legend button") == ["schedule=cosine", "schedule=inverse_sigmoid"]
         assert await page.evaluate("document.querySelectorAll('.chart:first-child .line:not(.thin)').length") == 2
         assert await page.evaluate(THIN) == []
+        assert await page.evaluate(HIGHEST) == "0.8"  # of the means; the highest of the single runs is 1.1
         box = await page.evaluate("document.querySelector('#legend button').getBoundingClientRect().toJSON()")
         await point_at(page, box["x"] + 5, box["y"] + 5)
         assert await page.evaluate(THIN) == ["0"] * 7
+        assert await page.evaluate(HIGHEST) == "1.5"
         await point_at(page, 1, 1)
         assert await page.evaluate(THIN) == []
         await page.click("#legend button:nth-child(2)")

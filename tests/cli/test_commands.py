@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dagger_exp.store.store import Store
-from dagger_exp.types import Actor
+from dagger_exp.types import Actor, StopReason
 
 SCRIPTS = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")
@@ -113,6 +114,10 @@ def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], 
     assert answer.out.startswith("dagger-evaluate: loading")
     assert (tmp_path / "evaluation" / "failures.csv").exists()
     found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    stops = {name.removeprefix("eval/num_stop_"): count for name, count in found.items() if "stop" in name}
+    assert stops.keys() == {reason.value for reason in StopReason}
+    occurred = ", ".join(f"{count} {reason}" for reason, count in stops.items() if count)
+    assert re.search(rf"stop reasons +{occurred}\n", answer.out)
     assert found["eval/num_tasks"] == 3, "what is typed wins"
     config = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())["config"]
     assert (config["env"]["num_bugs"], config["rollout"]["max_new_tokens"]) == (1, 8), "the rest is the run's"

@@ -81,9 +81,28 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
     answer = call("serve", "teacher", "teacher=qwen3_coder_30b", "--tensor-parallel-size", "4")
     assert answer.code == 0
     assert "--model Qwen/Qwen3-Coder-30B-A3B-Instruct" in answer.out
+    assert not any(words in answer.out for words in ("VLLM_SERVER_DEV_MODE", "LORA", "tool", "--max-model-len"))
     assert answer.out.rstrip().endswith("--tensor-parallel-size 4")
     answer = call("serve", "student", "student=qwen3_4b_instruct", "engine=vllm", "student.max_context_tokens=9000")
     assert "--max-model-len 9000 --enable-lora --max-lora-rank 16" in answer.out
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_SERVER_DEV_MODE=1" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("teacher", "scaffold", "parser"),
+    [
+        (("teacher=qwen3_coder_30b",), "tools", "qwen3_coder"),
+        (("teacher=vllm", "teacher.model=x"), "tools", "hermes"),
+        (("teacher=vllm", "teacher.model=x"), "bash", None),
+    ],
+)
+def test_a_teacher_is_served_as_the_scaffold_needs_it(
+    call: Call, teacher: tuple[str, ...], scaffold: str, parser: str | None
+) -> None:
+    answer = call("serve", "teacher", *teacher, "env=pypi_bugs", f"scaffold={scaffold}")
+    assert answer.code == 0, answer.err
+    flags = f"--enable-auto-tool-choice --tool-call-parser {parser}\n"
+    assert answer.out.endswith(flags) if parser else "tool" not in answer.out
 
 
 @pytest.mark.parametrize(
@@ -93,10 +112,21 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
         (("student", "engine=vllm"), "name student.path"),
         (("teacher",), "needs teacher=vllm"),
         (("teacher", "teacher=vlm"), "teacher=vlm"),
+        (("teacher", "teacher=openai"), "is https://api.openai.com, which serves itself; for a server of your own"),
+        (
+            ("teacher", "teacher=openai", "teacher.endpoint.address=http://a:1"),
+            "needs teacher=vllm teacher.model=FOLDER",
+        ),
         (
             ("student", "student=qwen3_8b", "engine=vllm", "engine.server.port=x"),
             "engine.server.port is 'x'; it must be a whole number or null.",
         ),
+        (
+            ("student", "student=qwen3_8b", "engine=vllm", "engine.server=null"),
+            "engine.server is null; leave engine.server=null out, or set its keys, as in engine.server.KEY=VALUE.",
+        ),
+        (("student", "student=qwen3_8b", "engine=vllm", "student.lora=null"), "student.lora is null; leave"),
+        (("teacher", "teacher=vllm", "teacher.model=x", "teacher.endpoint=3"), "teacher.endpoint is 3; leave"),
         (
             ("teacher", "teacher=vllm", "teacher.model=x", "teacher.endpoint.address=http://a:b"),
             "teacher.endpoint.address is http://a:b; write http://HOST:PORT.",

@@ -80,11 +80,28 @@ def test_dry_run_is_for_sweeps(call: Call) -> None:
     assert answer.err.startswith("error: dry_run=true shows the jobs of a sweep; add -m")
 
 
-def test_without_slurm_its_launcher_says_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_its_launcher_says_so_and_leaves_nothing(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     answer = call("train", "-m", *QUICK, "seed=0,1", "launcher=slurm")
     assert answer.code == 2
     assert answer.err.startswith("error: launcher=slurm finds no SLURM commands on this machine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_is_refused_leaves_what_was_there(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    typed = ("-m", *QUICK, "seed=0,1", "launcher=slurm", f"hydra.sweep.dir={tmp_path}/sweep")
+    (tmp_path / "sweep").mkdir()
+    assert call("train", *typed).code == 2
+    assert list((tmp_path / "sweep").iterdir()) == []  # a folder that was there before stays
+    (tmp_path / "sweep" / "notes.txt").touch()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    assert call("train", *typed).code == 2
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"notes.txt", "sweep.json"}
 
 
 def hashed(*overrides: str) -> str:

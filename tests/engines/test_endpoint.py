@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +15,10 @@ import pytest
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.errors import ConfigError, ContextError, EngineError
-from tests.provider import FAULTS, Provider, free_port, serving
+from tests.provider import FAULTS, Provider, chat_answer, free_port, serving
 
 PATH, BODY = "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}
+KEY = "sk-planted"
 HTTP = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 
 
@@ -99,6 +102,73 @@ def test_the_key_comes_from_the_environment_and_is_sent(
     assert provider.requests[0][2]["Authorization"] == "Bearer sk-planted"
 
 
+@pytest.mark.parametrize("written", ["sk-planted\n", " sk-planted \r\n"])
+def test_a_key_that_a_file_ended_with_a_line_break_is_the_key(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", written)
+    endpoint = patient(address, api_key_env="SOME_KEY")
+    assert endpoint.models()
+    ask(endpoint)
+    assert provider.requests[0][2]["Authorization"] == "Bearer sk-planted"
+
+
+@pytest.mark.parametrize("key", ["sk-pla\nnted", "sk-pla\x7fnted", "sk-plänted", "sk-pl\N{BULLET}nted"])
+def test_a_key_that_is_none_is_refused_without_being_shown(
+    address: str, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", key)
+    endpoint = patient(address, api_key_env="SOME_KEY")
+    for asked in (lambda: endpoint.get("/v1/models"), lambda: ask(endpoint)):
+        with pytest.raises(ConfigError, match=r"^SOME_KEY holds what no key has, as a line break") as refused:
+            asked()
+        assert "sk-pl" not in "".join(traceback.format_exception(refused.value))
+
+
+def said_by(head: str, body: str, asked: Callable[[str], Any]) -> str:
+    """Return what is made of a server that says this to one request: the error with its causes, as a log has it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        server.settimeout(10)
+        asking = pool.submit(asked, f"http://127.0.0.1:{server.getsockname()[1]}")
+        with server.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(f"{head}\r\nConnection: close\r\n\r\n{body}".encode())
+        error = asking.exception() or asking.result()[0]
+    assert isinstance(error, ConfigError | EngineError)
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("HTTP/1.1 401 No", json.dumps({"error": {"message": " " * 250 + f"your key {KEY} is wrong"}})),
+        ("HTTP/1.1 400 No", f"<html>{KEY}"),
+        (f"HTTP/1.1 403 No {KEY}", ""),
+        (f"HTTP/1.1 {KEY}", ""),
+        (f"HTTP/1.1 307 Go\r\nLocation: https://elsewhere/?key={KEY}", ""),
+        ("HTTP/1.1 200 OK\r\nContent-Type: application/json", '{"' + "x" * 60 + KEY),
+    ],
+)
+def test_a_key_that_a_server_repeats_is_in_no_message(monkeypatch: pytest.MonkeyPatch, head: str, body: str) -> None:
+    monkeypatch.setenv("SOME_KEY", f"{KEY}\n")
+    settings: dict[str, Any] = {"api_key_env": "SOME_KEY", "max_attempts": 1}
+    for asked in (lambda at: patient(at, **settings).models(), lambda at: ask(patient(at, **settings))):
+        assert "sk-pl" not in said_by(head, body, asked)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_and_the_place_is_named(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    head = f"HTTP/1.1 {status} Go\r\nLocation: {address}/v1/models"
+    for asked in (lambda at: patient(at, api_key_env="SOME_KEY").models(), lambda at: ask(patient(at))):
+        said = said_by(head, "", asked)
+        assert f"points to {address}/v1/models, where nothing is sent unasked: set the address" in said
+    assert not provider.requests
+    assert not provider.num_asked_for_models
+
+
 def test_a_key_that_is_missing_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigError, match=f"{address}.*SOME_KEY"):
@@ -139,3 +209,13 @@ def test_an_address_may_end_as_the_protocols_paths_do() -> None:
     assert Endpoint(address="http://host:1/v1/").address == "http://host:1"
     with pytest.raises(ConfigError, match=r"host:1.*http://HOST:PORT"):
         Endpoint(address="host:1")
+
+
+@pytest.mark.parametrize(("path", "base"), [("", "/v1"), ("/v1/", "/v1"), ("/v1beta/openai", "/v1beta/openai")])
+def test_a_path_of_an_address_stands_where_that_of_the_protocol_would(
+    provider: Provider, address: str, path: str, base: str
+) -> None:
+    provider.answers = {f"{base}/chat/completions": chat_answer}
+    [answer] = ask(patient(address + path))
+    assert answer["choices"]
+    assert provider.requests[0][0] == f"{base}/chat/completions"

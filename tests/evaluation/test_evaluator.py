@@ -47,6 +47,15 @@ class Failing(ScriptedEngine):
         raise EngineError("gone")
 
 
+class FailsOne(ScriptedEngine):
+    """An engine that never answers one episode."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        if sampling.key is not None and sampling.key.episode_index == 7:
+            raise EngineError("gone")
+        return await super().generate(prompt_ids, sampling)
+
+
 def hf_engine() -> HfEngine:
     engine = HfEngine(end_id=CHAT.end_id, pad_id=STUDENT.tokenizer.pad_token_id)
     engine.load_weights(1, STUDENT.model)
@@ -113,12 +122,22 @@ def test_concurrency_changes_nothing(tmp_path: Path) -> None:
     assert without_times(found[0]) == without_times(found[1]) == without_times(found[2])
 
 
-def test_an_engine_that_is_gone_gives_no_rate(tmp_path: Path) -> None:
-    episodes = make_evaluator(tmp_path, Failing(end_id=CHAT.end_id)).evaluate(0)
-    assert {episode.stop_reason for episode in episodes} == {StopReason.ENGINE}
-    metrics = evaluation_metrics(episodes)
-    assert metrics["eval/num_failed"] == 12
-    assert "eval/success_rate" not in metrics
+def test_an_outage_is_no_result_and_is_played_again_when_it_is_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^12 of 12 evaluation .* with EngineError: gone: mend that and resume"):
+        make_evaluator(tmp_path, Failing(end_id=CHAT.end_id)).evaluate(0)
+    assert not list(tmp_path.iterdir())
+    episodes = make_evaluator(tmp_path).evaluate(0)
+    assert not any(episode.stop_reason.is_infrastructure for episode in episodes)
+    assert "eval/success_rate" in evaluation_metrics(episodes)
+
+
+def test_a_single_failure_among_many_is_recorded_and_in_no_rate(tmp_path: Path) -> None:
+    tasks = [*WORLD.tasks("heldout")] * 5
+    engine = FailsOne(end_id=CHAT.end_id)
+    episodes = make_evaluator(tmp_path, engine, tasks=tasks).evaluate(0)
+    assert [episode.stop_reason for episode in episodes].count(StopReason.ENGINE) == 1
+    assert evaluation_metrics(episodes)["eval/num_failed"] == 1
+    assert "eval/success_rate" in evaluation_metrics(episodes)
 
 
 def test_nothing_to_evaluate_on_is_refused(tmp_path: Path) -> None:

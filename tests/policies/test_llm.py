@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
+from dagger_exp.chat import Chat
 from dagger_exp.engines.hf import HfEngine
+from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy, ModelTeacher
+from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.student import from_scratch
+from dagger_exp.training.tokenizers import byte_tokenizer
 from dagger_exp.types import Key, Message, Response, State, Usage
 
 torch.set_num_threads(1)
@@ -57,6 +63,25 @@ def test_samples_are_functions_of_the_state_alone() -> None:
 def test_temperature_and_nucleus_reach_the_engine() -> None:
     for greedy in (policy(temperature=0.0), policy(top_p=1e-6)):
         assert len({tuple(act(greedy, turn_index).token_ids) for turn_index in range(5)}) == 1
+
+
+class Says(ScriptedEngine):
+    """Always gives the same answer."""
+
+    def __init__(self, chat: Chat, said: str) -> None:
+        super().__init__(end_id=chat.end_id)
+        self.said = [*chat.tokenizer.encode(said), chat.end_id]
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        return Generation(self.said, [0.0] * len(self.said), "stop", self.version)
+
+
+@pytest.mark.parametrize("said", ["<think>hm</think> ls", "hm\n</think>\n\nls"])
+def test_what_a_teacher_thinks_is_no_part_of_its_answer(said: str) -> None:
+    tokenizer: Any = byte_tokenizer()
+    chat = Chat(tokenizer)
+    teacher = ModelTeacher(engine=Says(chat, said), chat=chat, max_new_tokens=64, max_context_tokens=256)
+    assert act(teacher).message == Message("assistant", "ls")
 
 
 def test_a_teacher_whose_answer_was_cut_or_says_nothing_gives_no_label() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError
 from dagger_exp.policies.llm import AnswerError
 from dagger_exp.policies.served import ServedPolicy
+from dagger_exp.protocols import Scores
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.calls import find_call, written
 from dagger_exp.scaffolds.tools import ToolScaffold
@@ -104,7 +106,44 @@ def test_reasoning_is_kept_where_it_is_asked_for(keep: bool, reasoning: str) -> 
     assert response.message == Message("assistant", "ls", reasoning=reasoning)
 
 
-@pytest.mark.parametrize("answer", [{"content": None}, {"content": "edit", "finish_reason": "length"}])
+WRITES = "```bash\necho '</think>' > a\n```"
+CALLS = TAGGED.replace("\nls\n", "\necho '</think>' > a\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "scaffold", "said", "thought"),
+    [
+        ("<think>\nhm\n</think>\n\nls", None, "ls", "hm"),
+        ("hm</think>ls", None, "ls", "hm"),  # what its template began
+        ("hm\n</think>\n\n```bash\nls\n```", BashScaffold(), "```bash\nls\n```", "hm"),
+        (f"<think>hm</think>{WRITES}", BashScaffold(), WRITES, "hm"),
+        (WRITES, BashScaffold(), WRITES, ""),
+        (f"hm</think>I look.\n{TAGGED}", ToolScaffold(), "I look.", "hm"),
+        (f"I write.\n{CALLS}", ToolScaffold(), "I write.", ""),
+    ],
+)
+def test_a_thought_in_the_text_is_reasoning(content: str, scaffold: Any, said: str, thought: str) -> None:
+    for keep in (False, True):
+        response, _ = answered({"content": content}, scaffold=scaffold, keep_reasoning=keep)
+        message = replace(response.message, tool_calls=())
+        assert message == Message("assistant", said, reasoning=thought if keep else "")
+        assert len(response.message.tool_calls) == isinstance(scaffold, ToolScaffold)
+
+
+def test_a_text_that_was_told_apart_from_its_thought_stays_whole() -> None:
+    response, _ = answered({"content": "grep </think>", "reasoning": "hm"})
+    assert response.message == Message("assistant", "grep </think>")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": None},
+        {"content": "edit", "finish_reason": "length"},
+        {"content": "<think>hm"},
+        {"content": "</think>"},
+    ],
+)
 def test_an_answer_that_was_cut_is_no_label(answer: dict[str, Any]) -> None:
     with pytest.raises(AnswerError, match=r"empty or was cut: raise teacher\.max_new_tokens") as refused:
         answered(answer)
@@ -127,3 +166,85 @@ def test_a_model_that_is_not_served_is_refused_with_those_that_are(model: str | 
         else:
             policy.check()
             assert policy.id == MODEL
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"max_context_tokens": 4096}, ""),
+        ({"max_context_tokens": 5000}, "reads 4096 tokens, and a conversation may need 5000: start it with a longer"),
+        ({"max_new_tokens": 4096}, "reads 4096 tokens, and a conversation may need 4097: .* or lower teacher"),
+    ],
+)
+def test_a_server_that_reads_too_little_is_refused(settings: dict[str, Any], refused: str) -> None:
+    with serving(Provider(max_model_len=4096)) as address:
+        policy = ServedPolicy(endpoint=Endpoint(address=address), model=MODEL, **settings)
+        if refused:
+            with pytest.raises(ConfigError, match=f"{address} {refused}"):
+                policy.check()
+        else:
+            policy.check()
+
+
+NO_TOOLS = '{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice and a parser to be set"}}'
+
+
+def test_tools_are_tried_once_before_the_first_episode() -> None:
+    provider, scaffold = Provider(), ToolScaffold()
+    with serving(provider) as address:
+        for policy in (
+            ServedPolicy(endpoint=Endpoint(address=address), model=MODEL),
+            ServedPolicy(endpoint=Endpoint(address=address), model=MODEL, scaffold=BashScaffold()),
+            ServedPolicy(endpoint=Endpoint(address=address), scaffold=scaffold, max_new_tokens=9),
+        ):
+            policy.check()
+            policy.check()
+    [(_, body, _)] = provider.requests
+    assert (body["tools"], body["max_tokens"], body["model"]) == (list(scaffold.tools), 1, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [
+        (NO_TOOLS, "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes, .* or choose scaffold=bash"),
+        (
+            '{"error": {"message": "no temperature here"}}',
+            "mend teacher.endpoint.address, teacher.model or teacher.req",
+        ),
+    ],
+)
+def test_a_server_that_takes_no_tools_is_refused_with_the_mend(fault: str, mend: str) -> None:
+    provider = Provider()
+    provider.faults = [fault]
+    with serving(provider) as address:
+        policy = ServedPolicy(
+            endpoint=Endpoint(address=address), model=MODEL, scaffold=ToolScaffold(), tool_call_parser="hermes"
+        )
+        with pytest.raises(ConfigError, match=f"{address} answers 400.*: {mend}"):
+            policy.check()
+
+
+def test_a_provider_need_not_list_its_models_but_must_answer() -> None:
+    provider = Provider(lists_models=False)
+    with serving(provider) as address:
+        ServedPolicy(endpoint=Endpoint(address=address), model=MODEL).check()
+        with pytest.raises(ConfigError, match="/v1/models answers 404"):
+            ServedPolicy(endpoint=Endpoint(address=address)).check()
+        provider.answers.clear()
+        with pytest.raises(ConfigError, match=f"{address} answers 404: .*: mend teacher.endpoint.address"):
+            ServedPolicy(endpoint=Endpoint(address=address), model=MODEL).check()
+
+
+def test_log_probabilities_are_asked_of_the_model_whatever_its_name_in_the_record() -> None:
+    provider = Provider()
+    rows = [None, {"7": {"logprob": -0.5, "rank": 1}}]
+    provider.answers["/v1/completions"] = lambda body: {"choices": [{"prompt_logprobs": rows}]}
+    with serving(provider) as address:
+        policy = ServedPolicy(endpoint=Endpoint(address=address), model=MODEL, id="big")
+
+        async def score() -> Scores:
+            async with policy.connected():
+                return await policy.score([3, 7])
+
+        assert asyncio.run(score()).logprobs == [-0.5]
+    assert provider.requests[0][1]["model"] == MODEL

@@ -14,8 +14,8 @@ from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.vllm import VllmEngine
 from dagger_exp.engines.vllm_server import VllmServer
 from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.errors import DataError
 from dagger_exp.evaluation.evaluator import Evaluator
-from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly, TurnMixture
 from dagger_exp.policies.served import ServedPolicy
@@ -111,7 +111,7 @@ def test_the_requests_of_an_episode_go_to_one_server_and_extend_each_other(tmp_p
         assert len({body["cache_salt"] for _, body, _ in provider.requests}) == 1
 
 
-def test_a_server_that_stays_away_is_a_failure_of_infrastructure_and_in_no_rate(tmp_path: Path) -> None:
+def test_a_server_that_stays_away_is_no_result_of_an_evaluation(tmp_path: Path) -> None:
     with Process(*FAULTY) as student, Process(*FAULTY) as teacher:
         played = runner(student.address, teacher.address, tmp_path)
         played.student.engine.endpoints[0].max_attempts = 2  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,7 +124,5 @@ def test_a_server_that_stays_away_is_a_failure_of_infrastructure_and_in_no_rate(
             folder=tmp_path / "eval",
             run_id="run",
         )
-        episodes = evaluator.evaluate(0)
-    assert {episode.stop_reason for episode in episodes} == {StopReason.ENGINE}
-    assert student.address in episodes[0].error
-    assert "eval/success_rate" not in evaluation_metrics(episodes)
+        with pytest.raises(DataError, match=rf"^4 of 4 .* the last with .*{student.address}.*: mend that"):
+            evaluator.evaluate(0)

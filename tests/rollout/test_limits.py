@@ -15,10 +15,10 @@ import pytest
 from dagger_exp.chat import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
-from dagger_exp.errors import ConfigError, ContextError
+from dagger_exp.errors import ConfigError, ContextError, DataError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly, TeacherOnly
-from dagger_exp.protocols import Env, Mixing
+from dagger_exp.protocols import Env, Mixing, Scores
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
@@ -152,6 +152,28 @@ def test_a_resume_after_the_budget_is_spent_keeps_what_was_paid_for(tmp_path: Pa
     assert reasons(episodes)[:4] == [StopReason.MAX_TURNS, StopReason.TIMEOUT, StopReason.MAX_TURNS, StopReason.BUDGET]
 
 
+def test_a_resume_remembers_what_failures_have_cost(tmp_path: Path) -> None:
+    class Killed(Exception):  # noqa: N818 - it stands for a kill, not for an error
+        pass
+
+    def kill(episode: Episode) -> None:
+        raise Killed
+
+    def collect(teacher: Slow) -> None:
+        budget = TeacherBudget(tokens_per_round=100)
+        played = runner(teacher, turn_timeout_s=0.05, max_attempts=2, budget=budget)
+        collected(played, tmp_path, concurrency=1, num_episodes=9, on_episode=kill)
+
+    for _ in range(5):  # each time an episode fails twice for 10 tokens, and is played again by the next
+        with pytest.raises(Killed):
+            collect(Slow(hangs_at=lambda key: key.turn_index == 1))
+    healthy = Slow()
+    with pytest.raises(DataError, match=r"teacher_budget\.tokens_per_round was spent before an episode"):
+        collect(healthy)
+    assert not healthy.asked
+    assert not (tmp_path / "000" / "manifest.json").exists()
+
+
 def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key == Key(0, 0, key.task_id, 0, 1))
     [first, second] = collected(runner(teacher, turn_timeout_s=0.2), tmp_path, num_episodes=2)
@@ -212,10 +234,17 @@ def test_the_label_is_asked_while_student_and_env_work(tmp_path: Path) -> None:
     assert [turn.label_text for turn in episode.turns] == ["test", "test"]
 
 
-def test_a_conversation_that_is_too_long_for_the_teacher_ends_as_context(tmp_path: Path) -> None:
-    [episode] = collected(runner(Slow(failure=ContextError("512 tokens"))), tmp_path, num_episodes=1)
-    assert episode.stop_reason is StopReason.CONTEXT
-    assert "512 tokens" in episode.error
+def test_a_conversation_that_is_too_long_for_the_teacher_is_not_the_students_failure(tmp_path: Path) -> None:
+    class Unscored(Slow):
+        async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+            raise ContextError("512 tokens")
+
+    acting, scoring = runner(Slow(failure=ContextError("512 tokens"))), runner(Unscored())
+    for played in (acting, replace(scoring, labeler=Labeler(logprobs=True))):
+        task = WORLD.tasks("train")[0]
+        episode = asyncio.run(played.run(task, Key(0, 0, task.id, 0)))
+        assert episode.stop_reason is StopReason.TEACHER
+        assert "512 tokens" in episode.error
 
 
 def test_long_observations_lose_their_middle_and_it_is_recorded(tmp_path: Path) -> None:

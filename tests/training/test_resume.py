@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pytest
 
 from dagger_exp.build import CHECKPOINT, build_run, build_training
 from dagger_exp.config import compose_checked
+from dagger_exp.engines.scripted import ScriptedEngine
+from dagger_exp.errors import DataError, EngineError
+from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.csv_logger import CsvLogger, read_csv
 from dagger_exp.training.rounds import Silent
 from dagger_exp.types import Episode
@@ -60,6 +63,13 @@ class StopAt(Silent):
         self.num_events += 1
         if self.num_events == self.last:
             raise Stop
+
+
+class Gone(ScriptedEngine):
+    """An engine that never answers."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        raise EngineError("gone")
 
 
 @dataclass
@@ -157,6 +167,18 @@ def events(folder: Path) -> int:
     trainer.fit(module, datamodule=datamodule)
     rounds.finish(trainer, module)
     return progress.num_events
+
+
+def test_an_outage_in_an_evaluation_ends_the_run_until_a_resume(tmp_path: Path, whole) -> None:
+    cfg = compose_checked("train", [*SMALL])
+    trainer, module, datamodule, rounds = build_training(cfg, build_run(cfg, tmp_path, "run"), "run", StopAt(None))
+    runner = rounds.evaluator.runner
+    alone = replace(runner, student=replace(runner.student, engine=Gone(end_id=0)))
+    rounds.evaluator = replace(rounds.evaluator, runner=alone)
+    with pytest.raises(DataError, match="3 of 3 evaluation episodes after round 0 failed"):
+        trainer.fit(module, datamodule=datamodule)
+    play(tmp_path)
+    assert rows(tmp_path) == rows(whole()[0])
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from dagger_exp.chat import Chat
 from dagger_exp.envs.repo_repair import RepoRepair
@@ -130,4 +130,26 @@ def test_a_damaged_student_is_named(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"no student could be loaded from .*; restore the folder"):
+        from_folder(path=str(tmp_path), max_context_tokens=64)
+
+
+def test_a_tokenizer_of_another_model_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    options: dict[str, Any] = TINY | {"max_context_tokens": 64, "seed": 0}
+    from_scratch(vocabulary=["a", "b"], tokenizer="words", **options).save(tmp_path)
+    num_rows = len(word_tokenizer(["a", "b"]))
+    word_tokenizer(["a", "b", "c"]).save_pretrained(tmp_path)
+    said = (
+        rf"has tokens up to {num_rows}, but its model embeds {num_rows}: .*resize_token_embeddings\(len\(tokenizer\)\)"
+    )
+    with pytest.raises(ConfigError, match=said):
+        from_folder(path=str(tmp_path), max_context_tokens=64)
+
+
+def test_a_model_without_embeddings_of_later_places_is_refused(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(["a"])
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert from_folder(path=str(tmp_path), max_context_tokens=32).max_context_tokens == 32
+    with pytest.raises(ConfigError, match=r"reads 32 tokens, .* is 64: lower student\.max_context_tokens"):
         from_folder(path=str(tmp_path), max_context_tokens=64)

@@ -43,6 +43,14 @@ def test_the_tools_of_the_scaffold_stand_in_its_prompt(folder: Path) -> None:
     assert "execute_bash" not in prompt(BashScaffold())
 
 
+@pytest.mark.parametrize("device", ["nope", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^teacher\.device={device} cannot be had here \(.*\): choose cpu or cuda\.$"
+    ):
+        from_model(path=str(folder), max_context_tokens=64, max_new_tokens=8, device=device)
+
+
 def test_a_template_that_shows_no_tools_is_refused(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content + '<|end|>' }}{% endfor %}"

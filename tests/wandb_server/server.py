@@ -43,7 +43,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Store a file; its address is all that is needed, as with a signed one."""
         body = self._body()
-        if not self._is_out():
+        if self._server.refused_file and self.path.endswith(self._server.refused_file):
+            self._send(500, {})
+        elif not self._is_out():
             self._server.backend.storage[self.path] = body
             self._send(200, {})
 
@@ -107,6 +109,7 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.backend = Backend(self.address)
         self.is_broken = False
+        self.refused_file = ""
         self.faults = itertools.cycle(("error", "silence"))
         self.lock = threading.Lock()
 
@@ -124,3 +127,10 @@ class Server(ThreadingHTTPServer):
         self.is_broken = True
         yield
         self.is_broken = False
+
+    @contextmanager
+    def refusing(self, file: str) -> Iterator[None]:
+        """Answer the upload of files of this name by an error for a while, and everything else as ever."""
+        self.refused_file = file
+        yield
+        self.refused_file = ""

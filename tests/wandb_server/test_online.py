@@ -23,6 +23,8 @@ PROJECT = f"{ENTITY}/dagger_exp"
 SMALL = ("debug=default", "rounds.labels=20", "rounds.steps=[11,10]", "evaluation.tasks=2", "env.num_bugs=1")
 ONLINE = (*SMALL, "logger=wandb", "logger.group=small", "logger.tags=[tiny,test]")
 ELSEWHERE = (*ONLINE, "logger.project=elsewhere")  # is not compared
+FEW = (*ELSEWHERE, "rounds.num_rounds=1", "rounds.steps=11")
+PATIENCE = {"WANDB_FINISH_TIMEOUT": "3", "WANDB_HTTP_TIMEOUT": "5"}
 pytestmark = pytest.mark.timeout(400)  # fixtures that train count too
 
 
@@ -200,9 +202,7 @@ def test_a_server_that_breaks_down_costs_no_training(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outage"
-    patience = {"WANDB_FINISH_TIMEOUT": "3", "WANDB_HTTP_TIMEOUT": "5"}
-    few = (*ELSEWHERE, "rounds.num_rounds=1", "rounds.steps=11")
-    begin = begun(environment | patience, "round 1/1 +train", *few, f"hydra.run.dir={folder}")
+    begin = begun(environment | PATIENCE, "round 1/1 +train", *FEW, f"hydra.run.dir={folder}")
     with begin as process, server.broken():
         process.communicate()
     assert process.returncode == 0
@@ -211,6 +211,22 @@ def test_a_server_that_breaks_down_costs_no_training(
     assert not run_of(server, folder).history
     run(environment, tmp_path, "wandb", "sync", "--no-skip-online", *(folder / "wandb").glob("run-*"))
     assert [row["round"] for row in run_of(server, folder).history if "round/num_steps" in row] == [0]
+
+
+@pytest.mark.slow
+def test_an_upload_that_always_fails_holds_no_job_of_a_sweep(
+    server: Server, environment: dict[str, str], tmp_path: Path
+) -> None:
+    sweep = ("-m", *FEW, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    with server.refusing("wandb_manifest.json"):
+        said = run(environment | PATIENCE, tmp_path, "dagger-train", *sweep)
+    assert "2 of 2 jobs are finished" in said
+    sentence = r"warning: W&B did not get all of this run: .* with: (wandb sync --no-skip-online (\S+)/wandb/run-\S+)\n"
+    for command, folder in re.findall(sentence, said):
+        run(environment, tmp_path, *command.split())
+        assert [row["round"] for row in run_of(server, Path(folder)).history if "round/num_steps" in row] == [0]
+    assert len(re.findall(sentence, said)) == 2
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

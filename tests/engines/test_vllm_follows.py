@@ -1,0 +1,226 @@
+"""Does a vLLM server follow the training, whatever happens to it? A stand-in that computes with what it has loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from aiohttp import web
+from transformers import AutoModelForCausalLM
+
+from dagger_exp.engines.endpoint import Endpoint
+from dagger_exp.engines.scoring import score
+from dagger_exp.engines.vllm import VllmEngine
+from dagger_exp.engines.vllm_probe import DriftError
+from dagger_exp.engines.vllm_server import VllmServer
+from dagger_exp.errors import ConfigError
+from dagger_exp.protocols import Generation, Sampling
+from dagger_exp.training.student import Lora, Student, from_scratch
+from dagger_exp.types import Key
+from tests.provider import MODEL, Provider, serving
+
+PROMPTS = ([5, 6, 7, 8], [8, 7, 6, 5], [9, 5, 9, 6])
+SENT = ["/collective_rpc", "/reset_prefix_cache", "/v1/completions"]
+"""How full weights come to a server, and the probe."""
+
+
+class Vllm(Provider):
+    """A vLLM server in little: it repeats the last token of a prompt, at the log-probability of the weights it has.
+
+    Args:
+        first: the weights that it was started with.
+        is_in_dev_mode: whether its weights can be reloaded.
+    """
+
+    def __init__(self, first: Any, is_in_dev_mode: bool = True) -> None:
+        super().__init__()
+        self.first = self.model = first
+        self.is_in_dev_mode, self.adapters = is_in_dev_mode, list[str]()
+        self.answers |= {
+            "/v1/completions": self._complete,
+            "/collective_rpc": self._reload,
+            "/v1/load_lora_adapter": self._load,
+            "/v1/unload_lora_adapter": self._unload,
+        }
+
+    def restart(self) -> None:
+        """Break the next request, and have the first weights again."""
+        self.model, self.faults = self.first, ["cut"]
+
+    @property
+    def paths(self) -> list[str]:
+        """What it was asked since the last look."""
+        paths = [path for path, _, _ in self.requests]
+        self.requests.clear()
+        return paths
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in (MODEL, *self.adapters)]})
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = body["prompt"]
+        logprobs = score(self.model, ids).logprobs
+        if "prompt_logprobs" in body:
+            rows = [{str(token): {"logprob": value}} for token, value in zip(ids[1:], logprobs, strict=True)]
+            return {"choices": [{"prompt_logprobs": [None, *rows]}]}
+        said = {"token_ids": ids[-1:], "logprobs": {"token_logprobs": logprobs[-1:]}, "finish_reason": "stop"}
+        return {"choices": [said]}
+
+    def _reload(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not self.is_in_dev_mode:
+            raise web.HTTPNotFound
+        self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        return {}
+
+    def _load(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.adapters.append(body["lora_name"])
+        return {}
+
+    def _unload(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.adapters.remove(body["lora_name"])
+        return {}
+
+
+def student(seed: int = 0, finetuning: str = "full") -> Student:
+    torch.set_num_threads(1)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "max_context_tokens": 64,
+    }
+    words = [f"w{index}" for index in range(20)]
+    return from_scratch(
+        vocabulary=words, tokenizer="words", seed=seed, finetuning=finetuning, lora=Lora(rank=2), **sizes
+    )
+
+
+def moved(own: Student) -> Any:
+    """Change what is trained of a student, as a round of training does."""
+    with torch.no_grad():
+        for parameter in own.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return own.model
+
+
+def engine(own: Student, folder: Path, address: str, **settings: Any) -> VllmEngine:
+    return VllmEngine(
+        student=own,
+        end_id=own.chat.end_id,
+        folder=folder,
+        server=VllmServer(),
+        addresses=[address],
+        endpoint=lambda address: Endpoint(address=address, first_pause_s=0.01),
+        probe_tolerance=1e-4,
+        **settings,
+    )
+
+
+def generated(found: VllmEngine) -> list[Generation]:
+    async def generate() -> list[Generation]:
+        async with found.connected():
+            keys = [Key(0, 0, "t", 0, turn) for turn in range(len(PROMPTS))]
+            return await asyncio.gather(
+                *(found.generate(ids, Sampling(1, 1.0, 1.0, key)) for ids, key in zip(PROMPTS, keys, strict=True))
+            )
+
+    return asyncio.run(generate())
+
+
+def logprobs(answers: Sequence[Generation]) -> list[float]:
+    return [value for answer in answers for value in answer.logprobs]
+
+
+def test_a_server_that_comes_back_in_a_round_gets_the_weights_before_an_answer_counts(tmp_path: Path) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        before = logprobs(generated(found))
+        assert before == pytest.approx([score(own.model, ids).logprobs[-1] for ids in PROMPTS], abs=1e-4)
+        server.restart()
+        assert logprobs(generated(found)) == pytest.approx(before, abs=1e-4)
+        assert server.model is not server.first
+        salts = {body["cache_salt"] for path, body, _ in server.requests if path == "/v1/completions"}
+        assert len(salts) == 2, "what the first weights have computed is not reused"
+
+
+def test_a_broken_connection_to_a_server_that_lives_sends_no_weights(tmp_path: Path) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        server.requests, server.faults = [], ["cut"]
+        generated(found)
+        assert server.paths == ["/v1/completions"] * 5, "three answers, one repeated, and a probe"
+        generated(found)
+        assert server.paths == ["/v1/completions"] * 3
+
+
+def test_a_server_that_does_not_take_the_weights_again_is_no_student(tmp_path: Path) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        server.answers["/collective_rpc"] = lambda body: {}
+        server.restart()
+        with pytest.raises(DriftError, match="policy version 1"):
+            generated(found)
+
+
+def test_a_server_without_dev_mode_is_refused_with_the_mend(tmp_path: Path) -> None:
+    own = student()
+    with serving(Vllm(own.model, is_in_dev_mode=False)) as address:
+        mend = rf"^{address} has no /collective_rpc: start it with the line that dagger-serve prints\.$"
+        with pytest.raises(ConfigError, match=mend):
+            engine(own, tmp_path, address).load_weights(0, own.model)
+
+
+def test_a_run_that_was_killed_leaves_no_adapter_at_a_server(tmp_path: Path) -> None:
+    own = student(finetuning="lora")
+    server = Vllm(own.model)
+    server.adapters.append("another-run-v1-abc")
+    with serving(server) as address:
+        engine(own, tmp_path, address).load_weights(1, moved(own))  # is killed
+        resumed = engine(own, tmp_path, address)
+        resumed.load_weights(2, moved(own))
+        assert server.adapters == ["another-run-v1-abc", resumed.name]
+        resumed.load_weights(3, moved(own))
+        assert server.adapters == ["another-run-v1-abc", resumed.name]
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["3"]
+
+
+def test_a_server_sleeps_while_the_student_trains(tmp_path: Path) -> None:
+    own = student()
+    server = Vllm(own.model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address, sleeps=True)
+        found.load_weights(0, own.model)
+        assert server.paths == ["/wake_up", *SENT], "a run that was killed may have left it asleep"
+        found.rest()
+        found.rest()
+        assert server.paths == ["/sleep"]
+        found.load_weights(1, moved(own))
+        assert server.paths == ["/wake_up", *SENT]
+        found.load_weights(1, own.model)
+        assert server.paths == ["/v1/completions"]
+        found.rest()  # and is killed
+        assert server.paths == ["/sleep"]
+        engine(own, tmp_path, address, sleeps=True).load_weights(1, own.model)
+        assert server.paths == ["/wake_up", *SENT]
+
+
+def test_a_server_of_which_it_was_not_asked_does_not_sleep(tmp_path: Path) -> None:
+    own = student()
+    server = Vllm(own.model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(0, own.model)
+        found.rest()
+        assert server.paths == SENT
