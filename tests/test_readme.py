@@ -19,6 +19,8 @@ SHORT = {
     "baselines_textworld.py": "--help",
     "bench_compare.py": "",
     "bench_report.py": "",
+    "bench_pypi_bugs.py": "--help",
+    "bench_sandboxes.py": "",
     "bench_collect.py": "--clients bare teacher --episodes 4 --turns 2 --latency 0.05",
 }
 
