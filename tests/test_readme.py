@@ -38,7 +38,9 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
     command = command.replace("outputs/sweeps/beta", str(run_folder.with_name("beta")))
     if "sweep=beta" in command:
         command += f" {FEW_JOBS}"
-    few = f"debug=default paths.output_folder={out} paths.cache_folder={out}/cache"
+    few = f"paths.output_folder={out} paths.cache_folder={out}/cache"
+    if "dry_run=true" not in command:
+        few += " debug=default"
     if command.startswith("make train"):
         given = " ".join(word.removeprefix("ARGS=") for word in shlex.split(command)[2:])
         return f'make train ARGS="{given} {few} logger=wandb_offline"'  # the default, which debug leaves out
