@@ -48,8 +48,8 @@ class Vllm(Provider):
         }
 
     def restart(self) -> None:
-        """Break the next request, and have the first weights again."""
-        self.model, self.faults = self.first, ["cut"]
+        """Break all requests that are under way, as the end of a process does, and have the first weights again."""
+        self.model, self.faults = self.first, ["cut"] * len(PROMPTS)
 
     @property
     def paths(self) -> list[str]:

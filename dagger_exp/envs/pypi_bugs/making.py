@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from dagger_exp.envs.pypi_bugs.hiding import function_of, hidden_functions
 from dagger_exp.envs.pypi_bugs.mutations import Mutation, mutations, ordered
 from dagger_exp.envs.pypi_bugs.packages import Project
 from dagger_exp.envs.pypi_bugs.suites import Report, Suites
+from dagger_exp.errors import ConfigError
 from dagger_exp.types import Key
 
 logger = logging.getLogger(__name__)
@@ -147,11 +147,17 @@ def load_trials(path: Path) -> Trials:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".making-", delete=False) as aside:
-        aside.write(text)
-    os.replace(aside.name, path)
+    """Write a file aside and rename it, so that nobody reads half of it; raises `ConfigError` where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
+            aside = Path(folder, path.name)
+            aside.write_text(text)
+            aside.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}): free space, or set another paths.cache_folder."
+        ) from error
 
 
 def _complaint(report: Report) -> str:

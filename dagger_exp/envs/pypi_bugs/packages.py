@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LIST = files("dagger_exp.envs.pypi_bugs").joinpath("packages.toml")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries", "1")
 PIP_TIMEOUT_S = 300.0
+FULL = "No space left on device"
 
 
 class UnusableError(EnvError):
@@ -130,6 +131,7 @@ def _pip(*arguments: str) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         reason = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1])
+        reason = FULL if FULL in done.stderr else reason  # which pip tells in a traceback of a thousand lines
         raise UnusableError(f"pip {arguments[0]} failed: {reason.removeprefix('ERROR: ').strip().rstrip('.')}")
 
 

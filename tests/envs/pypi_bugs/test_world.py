@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from dagger_exp.envs.pypi_bugs.packages import PackageCache, listed
 from dagger_exp.envs.pypi_bugs.suites import Report, Suites
 from dagger_exp.envs.pypi_bugs.world import PypiBugs
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, EnvError
 from dagger_exp.protocols import Scaffold
 from dagger_exp.sandboxes.bubblewrap import BubblewrapSandboxes
 from dagger_exp.sandboxes.limits import Limits
@@ -298,3 +301,38 @@ def test_values_that_make_no_sense_are_refused(make_world: MakeWorld, values: di
 def test_commands_need_a_scaffold_and_a_sandbox(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choose scaffold=bash and sandbox=bubblewrap"):
         PypiBugs(cache_folder=tmp_path)
+
+
+def test_a_full_disk_is_named_in_the_sandbox_and_beside_it(
+    make_world: MakeWorld, tmp_path: Path, cache_folder: Path
+) -> None:
+    world = make_world()
+    [task, *_] = world.tasks("train")
+    world._sandboxes = BubblewrapSandboxes(run_id="full", limits=Limits(disk_mib=1))
+
+    async def begin() -> None:
+        async with world.connected():
+            env = world.make(task)
+            env._content["large"] = bytes(2 << 20)
+            try:
+                await env.reset()
+            finally:
+                await env.close()
+
+    with pytest.raises(EnvError, match=rf"files of {task.id} cannot be written; raise sandbox\.limits\.disk_mib"):
+        asyncio.run(begin())
+    other = make_world(cache_folder=without_tasks(cache_folder, tmp_path / "other"))
+    with largest_file(100), pytest.raises(ConfigError, match=r"cannot be written \(.*\): free space, or set another"):
+        other.tasks("train")
+    assert not list(other.folder.iterdir())
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let every write beyond so many bytes fail with an OSError, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
