@@ -39,7 +39,7 @@ RESIDENT = (b"RssAnon:", b"RssShmem:")
 
 F_SETPIPE_SZ = 1031
 LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
+PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 15, 22, 36, 38
 CLONE_NEWUSER = 0x10000000
 MOUNT_FLAGS = 2 | 4  # nosuid, nodev
 KEPT_CAPABILITIES = sum(1 << number for number in (5, 6, 7, 31))  # to run commands as another user, and to end them
@@ -162,6 +162,8 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
 
 
 def answer(settings: dict, header: dict, body: bytes, waker: int) -> tuple[dict, bytes]:
+    if "label" in header:
+        LIBC.prctl(PR_SET_NAME, header["label"].encode(), 0, 0, 0)
     if header["op"] == "exec":
         kept = Kept(settings["max_output_bytes"])
         code = run(settings, lambda: execute(body, settings["environment"]), header["timeout_s"], kept, waker)

@@ -17,6 +17,8 @@ from dagger_exp.sandboxes.limits import Limits
 
 LENGTHS = struct.Struct(">II")
 START_TIMEOUT_S = 120.0
+MAX_LABEL = 15
+"""Characters that Linux keeps of the name of a process."""
 GRACE_S = 30.0
 """Beyond its own time-out, an answer may take this long on a busy machine."""
 FILES_TIMEOUT_S = 90.0
@@ -88,6 +90,7 @@ class Session:
         self._last_words = last_words
         self._rename = rename
         self._naming: asyncio.Task[None] | None = None
+        self._label: dict[str, str] = {}
         self._turn = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -109,9 +112,11 @@ class Session:
         return self._reader.at_eof() or self._reader.exception() is not None
 
     def name(self, name: str) -> None:
-        """Show a name where sandboxes are listed, as soon as that can be done; nobody waits for it but the end."""
+        """Show a name to those who list sandboxes, or its end to those who list processes; nobody waits for it."""
         if self._rename:
             self._naming = asyncio.create_task(self._rename(name))
+        else:
+            self._label = {"label": name.encode("ascii", "replace").decode()[-MAX_LABEL:]}  # with the next request
 
     async def exec(self, script: str, timeout_s: float) -> Execution:
         """Run a shell script in `/work`."""
@@ -156,7 +161,8 @@ class Session:
                 raise SandboxError("the sandbox is closed.")
             try:
                 async with asyncio.timeout(timeout_s):
-                    text = ascii(header).encode()
+                    text = ascii(header | self._label).encode()
+                    self._label = {}
                     self._writer.write(LENGTHS.pack(len(text), len(body)) + text + body)
                     await self._writer.drain()
                     return await self._receive()

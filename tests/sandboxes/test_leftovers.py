@@ -202,12 +202,14 @@ def test_a_run_names_its_sandboxes_and_no_command_sees_another_one() -> None:
     async def run() -> None:
         pool = BubblewrapSandboxes(run_id=f"named-{os.getpid()}", limits=SMALL, num_ready=0)
         async with pool.connected():
-            boxes = [await pool.open(SandboxSpec(), str(index)) for index in range(2)]
+            boxes = [await pool.open(SandboxSpec(), f"a/task/{index}") for index in range(2)]
             sleeping = asyncio.create_task(boxes[0].exec("mkfifo /dev/shm/a; sleep 65432", 600))
             seen = await boxes[1].exec("pgrep -x sleep; find /dev/shm /dev/pts /work -mindepth 1", 20)
             assert seen.output == "/dev/pts/ptmx\n"
             # bubblewrap, its child, and the two, once their parents have gone
             wait_until(lambda: len(host_processes(f"dagger-exp-{pool.run_id}")) == 4)
+            names = [Path("/proc", line.split()[0], "comm") for line in host_processes(pool.run_id)]
+            assert {"a/task/0", "a/task/1"} <= {name.read_text().rpartition("-")[2].strip() for name in names}
             sleeping.cancel()
             await asyncio.wait([sleeping])
 
