@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -49,8 +50,9 @@ def docker(docker_host: str, docker_image: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def podman_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Let podman serve the same interface; return the address of its socket and the name of an image."""
-    with served("podman", "podman", tmp_path_factory.mktemp("podman")) as address:
-        yield address, imported(address, tmp_path_factory.mktemp("imported"))
+    with TemporaryDirectory(prefix="podman") as folder:  # it takes no path of more than 50 characters
+        with served("podman", "podman", Path(folder)) as address:
+            yield address, imported(address, tmp_path_factory.mktemp("imported"))
 
 
 @pytest.fixture
