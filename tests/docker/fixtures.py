@@ -50,9 +50,9 @@ def docker(docker_host: str, docker_image: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def podman_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Let podman serve the same interface; return the address of its socket and the name of an image."""
-    with TemporaryDirectory(prefix="podman") as folder:  # it takes no path of more than 50 characters
-        with served("podman", "podman", Path(folder)) as address:
-            yield address, imported(address, tmp_path_factory.mktemp("imported"))
+    # It takes no path of more than 50 characters, as those of the tests are.
+    with TemporaryDirectory(prefix="podman") as folder, served("podman", "podman", Path(folder)) as address:
+        yield address, imported(address, tmp_path_factory.mktemp("imported"))
 
 
 @pytest.fixture
