@@ -45,8 +45,7 @@ def from_model(
         id: name under which it is recorded; None is its path.
 
     Raises:
-        ConfigError: no model could be loaded, its chat template shows no tools and the scaffold has some, or there is
-            no such device.
+        ConfigError: no model could be loaded, there is no such device, or the template shows no tools of the scaffold.
     """
     _check_device(device)
     model = from_folder(path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options)
