@@ -7,11 +7,15 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two torch threads beside a busy core are slower than one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A shell has what it starts in the background ignore Ctrl-C, and so would the runs that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what it runs
+settings.load_profile("untimed")
 
 pytest_plugins = ["tests.docker.fixtures"]
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from dagger_exp.errors import StoreError
 from dagger_exp.store.reader import RoundFile, RoundReader
 from dagger_exp.store.schema import rows_to_episode
-from dagger_exp.store.view import StoreView, read_rows
+from dagger_exp.store.view import StoreView
 from dagger_exp.types import Episode
 
 COLLECT, EVALUATE = "collect", "evaluate"
@@ -90,7 +91,7 @@ def _collected(path: Path) -> EpisodeGroup:
 
 
 def _open_round(view: StoreView, round_index: int) -> EpisodeGroup:
-    episodes = [rows_to_episode(read_rows(path)) for path in view.committed_paths(round_index).values()]
+    episodes = [rows_to_episode(rows) for _, rows in sorted(view.committed_rows(round_index), key=itemgetter(0))]
     return EpisodeGroup(
         phase=COLLECT,
         round_index=round_index,

@@ -65,7 +65,7 @@ class Endpoint:
         *,
         address: str,
         api_key_env: str | None = None,
-        timeout_s: float = 600.0,
+        timeout_s: float = 300.0,
         max_attempts: int = 6,
         first_pause_s: float = 0.5,
         max_requests_per_s: float | None = None,

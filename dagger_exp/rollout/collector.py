@@ -156,9 +156,10 @@ class Collector:
 
     def _discard_failures(self, round_index: int) -> None:
         """Let a run that goes on after an outage play again what the outage ended."""
-        for index, summary in self.store.committed(round_index).items():
-            if summary.stop_reason.is_infrastructure:
-                self.store.discard(round_index, index)
+        committed = self.store.committed(round_index).items()
+        failed = {index for index, summary in committed if summary.stop_reason.is_infrastructure}
+        if failed:
+            self.store.discard(round_index, failed)
 
     def _begin_budget(self, round_index: int) -> None:
         """Tell the budget what is known to be spent, and refuse a round that it leaves nothing."""
@@ -234,11 +235,17 @@ class Collector:
         return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index), end)
 
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
-        """Commit episodes side by side in threads: a disk takes milliseconds for each, and others play meanwhile."""
+        """Commit what has ended by now, while others play.
+
+        All at once and in one thread: a disk takes milliseconds for each file, and threads hinder each other.
+        """
         new = [episode for episode in episodes if episode.episode_index not in done]
-        await asyncio.to_thread(self.runner.budget.save)
-        summaries = await asyncio.gather(*(asyncio.to_thread(self.store.commit, episode) for episode in new))
-        for episode, summary in zip(new, summaries, strict=True):
+
+        def write() -> list[EpisodeSummary]:
+            self.runner.budget.save()
+            return self.store.commit(*new)
+
+        for episode, summary in zip(new, await asyncio.to_thread(write), strict=True):
             done[episode.episode_index] = summary
             on_episode(episode)
             if len(done) >= PATIENCE:

@@ -79,11 +79,8 @@ class Runner:
     async def connected(self) -> AsyncIterator[None]:
         """Hold what both policies need while episodes are played."""
         async with self.student.connected(), self.teacher.connected(), self.world.connected():
-            watching = asyncio.create_task(self.watchdog.watch())
-            try:
+            with self.watchdog.watching():
                 yield
-            finally:
-                watching.cancel()
 
     async def run(self, task: Task, key: Key, deadline: float = math.inf) -> Episode:
         """Play one episode, and again where infrastructure failed, with the same coins; the last attempt counts.

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import ASIDE_SUFFIX, write_json, written_aside
 from dagger_exp.store.reader import RoundFile
 from dagger_exp.store.schema import TIME_COLUMNS, Row, episode_to_rows
-from dagger_exp.store.view import EpisodeSummary, StoreView, read_rows, sha256, summarize
+from dagger_exp.store.view import EpisodeSummary, StoreView, read_episodes, sha256, summarize
 from dagger_exp.types import SCHEMA_VERSION, Episode
 
 
@@ -45,6 +45,7 @@ class Store(StoreView):
                 f"{folder} is the store of run {self.run_id}, not of {run_id}: "
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
+        self._known: dict[int, set[int]] = {}
         self._sweep()
 
     @staticmethod
@@ -52,36 +53,37 @@ class Store(StoreView):
         """Open a store of which the run is not known, for reports and reuse; see `StoreView`."""
         return StoreView(folder)
 
-    def commit(self, episode: Episode) -> EpisodeSummary:
-        """Make an episode durable in its open round, whole or not at all.
+    def commit(self, *episodes: Episode) -> list[EpisodeSummary]:
+        """Make episodes of an open round durable, whole or not at all, at the price of one.
 
         An episode that is there already stays as it is, if the new one differs in wall times at most.
 
         Raises:
-            StoreError: the round is closed, it has a different episode of this index, or the disk is full or
+            StoreError: the round is closed, it has a different episode of an index, or the disk is full or
                 cannot be written.
         """
-        if self.is_closed(episode.round_index):
+        [round_index] = {episode.round_index for episode in episodes}
+        if self.is_closed(round_index):
             raise StoreError(
-                f"round {episode.round_index} of {self.folder} is closed and takes no episode: "
+                f"round {round_index} of {self.folder} is closed and takes no episode: "
                 "collect into a later round, or start a new run."
             )
-        rows = episode_to_rows(self.run_id, episode)
-        path = self.episodes_folder(episode.round_index) / f"{episode.episode_index:06d}.jsonl"
-        if not path.exists():
-            with written_aside(path) as file:
-                file.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
-        elif _without_times(read_rows(path)) != _without_times(rows):
-            raise StoreError(
-                f"{path} holds a different episode: delete it to keep the new one, or find the choice "
-                "that does not follow from the seed."
-            )
-        return summarize(rows)
+        rows = {episode.episode_index: episode_to_rows(self.run_id, episode) for episode in episodes}
+        there = rows.keys() & self._indices(round_index)
+        if there:
+            self._check_equal(round_index, {index: rows[index] for index in there})
+        self._write(round_index, {index: of_episode for index, of_episode in rows.items() if index not in there})
+        self._indices(round_index).update(rows)
+        return [summarize(of_episode) for of_episode in rows.values()]
 
-    def discard(self, round_index: int, episode_index: int) -> None:
-        """Take an episode out of an open round, for it to be played again."""
-        if not self.is_closed(round_index):
-            self.committed_paths(round_index)[episode_index].unlink()
+    def discard(self, round_index: int, episode_indices: Collection[int]) -> None:
+        """Take episodes out of an open round, for them to be played again."""
+        for path in self.committed_paths(round_index):
+            rows = dict(read_episodes(path))
+            kept = {index: of_episode for index, of_episode in rows.items() if index not in episode_indices}
+            if len(kept) < len(rows) and self._write(round_index, kept) != path:
+                path.unlink()
+        self._indices(round_index).difference_update(episode_indices)
 
     def rows(self, round_index: int, num_episodes: int) -> list[list[Row]]:
         """Return the rows of episodes 0 to num_episodes - 1 of an open round.
@@ -89,9 +91,10 @@ class Store(StoreView):
         Raises:
             StoreError: an episode is missing or damaged.
         """
-        paths = self.committed_paths(round_index)
-        self._check_complete(round_index, num_episodes, paths)
-        return [read_rows(paths[index]) for index in range(num_episodes)]
+        rows = dict(self.committed_rows(round_index))
+        self._check_complete(round_index, num_episodes, rows)
+        self._known[round_index] = set(rows)
+        return [rows[index] for index in range(num_episodes)]
 
     def close_round(
         self,
@@ -116,7 +119,7 @@ class Store(StoreView):
             StoreError: the disk is full or cannot be written.
         """
         if not self.is_closed(round_index):
-            num_dropped = len(self.committed_paths(round_index)) - len(episodes)
+            num_dropped = len(self._indices(round_index)) - len(episodes)
             compact(self.parquet_path(round_index), episodes)
             manifest = self._describe(round_index, num_dropped, counts)
             manifest |= {} if origin is None else {"origin": dict(origin)}
@@ -124,8 +127,32 @@ class Store(StoreView):
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)
         return self.manifest(round_index)
 
-    def _check_complete(self, round_index: int, num_episodes: int, paths: Mapping[int, Path]) -> None:
-        missing = [index for index in range(num_episodes) if index not in paths]
+    def _indices(self, round_index: int) -> set[int]:
+        """Return which episodes an open round has; the disk is asked once, since nobody else writes there."""
+        if round_index not in self._known:
+            self._known[round_index] = {index for index, _ in self.committed_rows(round_index)}
+        return self._known[round_index]
+
+    def _write(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> Path | None:
+        """Write episodes into one file and return it; None where there are none."""
+        if not episodes:
+            return None
+        path = self.episodes_folder(round_index) / f"{next(iter(episodes)):06d}.jsonl"
+        with written_aside(path) as file:
+            file.write("".join(f"{json.dumps(row)}\n" for rows in episodes.values() for row in rows).encode())
+        return path
+
+    def _check_equal(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> None:
+        """Refuse episodes that are there already, but differ."""
+        for index, rows in self.committed_rows(round_index):
+            if index in episodes and _without_times(rows) != _without_times(episodes[index]):
+                raise StoreError(
+                    f"{self.episodes_folder(round_index)} holds a different episode {index}: delete that folder to "
+                    "collect the round again, or find the choice that does not follow from the seed."
+                )
+
+    def _check_complete(self, round_index: int, num_episodes: int, found: Collection[int]) -> None:
+        missing = [index for index in range(num_episodes) if index not in found]
         if missing:
             raise StoreError(
                 f"round {round_index} of {self.folder} lacks {len(missing)} of {num_episodes} episodes "

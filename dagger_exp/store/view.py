@@ -1,7 +1,8 @@
 """What does a store hold? Reading one, by any process, also while its run is still writing.
 
 store.json                 whose store this is, and in which schema version
-000/episodes/000012.jsonl  an open round: one file for each committed episode, one line for each turn
+000/episodes/000012.jsonl  an open round: one file for the episodes that were committed together, named after the
+                           first of them, one line for each turn
 000/episodes.parquet       a closed round, and beside it
 000/manifest.json          its description, whose arrival is what closes the round
 """
@@ -9,9 +10,10 @@ store.json                 whose store this is, and in which schema version
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,7 @@ class StoreView:
             numbers = (reader.num_turns.tolist(), reader.num_labels.tolist())
             columns = zip(*numbers, reader.stop_reasons, reader.task_ids, strict=True)
             return {index: EpisodeSummary(*values) for index, values in enumerate(columns)}
-        paths = self.committed_paths(round_index)
-        return {index: summarize(read_rows(path)) for index, path in paths.items()}
+        return dict(sorted((index, summarize(rows)) for index, rows in self.committed_rows(round_index)))
 
     def is_closed(self, round_index: int) -> bool:
         """Return whether the round has its manifest, so that nothing in it will change."""
@@ -121,10 +122,18 @@ class StoreView:
         """Return where a closed round has its manifest."""
         return self.folder / f"{round_index:03d}" / "manifest.json"
 
-    def committed_paths(self, round_index: int) -> dict[int, Path]:
-        """Return the files of an open round's episodes, by episode index in ascending order."""
-        paths = self.episodes_folder(round_index).glob("*.jsonl")
-        return dict(sorted((int(path.stem), path) for path in paths))
+    def committed_rows(self, round_index: int) -> Iterator[tuple[int, list[Row]]]:
+        """Yield the episodes of an open round by index, each with its rows, file after file.
+
+        Raises:
+            StoreError: a file is damaged.
+        """
+        for path in self.committed_paths(round_index):
+            yield from read_episodes(path)
+
+    def committed_paths(self, round_index: int) -> list[Path]:
+        """Return the files of an open round's episodes."""
+        return sorted(self.episodes_folder(round_index).glob("*.jsonl"))
 
     def _open_file(self, round_index: int) -> RoundFile:
         manifest = self.manifest(round_index)
@@ -134,13 +143,14 @@ class StoreView:
         return file
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of one committed episode.
+def read_episodes(path: Path) -> list[tuple[int, list[Row]]]:
+    """Return the episodes that were committed together, each with its rows.
 
     Raises:
         StoreError: the file is missing or damaged.
     """
-    return read_json_lines(path, "delete it and resume the run to collect the episode again")
+    rows = read_json_lines(path, "delete it and resume the run to collect what it held again")
+    return [(index, list(of_episode)) for index, of_episode in groupby(rows, itemgetter("episode_index"))]
 
 
 def summarize(rows: Sequence[Row]) -> EpisodeSummary:

@@ -92,4 +92,4 @@ def imported(address: str, folder: Path) -> str:
 
 def _answers(address: str) -> bool:
     asked = ["docker", "-H", address, "version"]
-    return subprocess.run(asked, capture_output=True, timeout=20, check=False).returncode == 0
+    return subprocess.run(asked, capture_output=True, timeout=120, check=False).returncode == 0

@@ -37,7 +37,7 @@ from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
 from dagger_exp.types import Key, Message
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 WORLD = RepoRepair()
 TOLERANCE = 1e-3
@@ -137,7 +137,7 @@ def in_process(own: Student) -> HfEngine:
 
 
 def ask(engine: VllmEngine, path: str) -> str:
-    with urllib.request.urlopen(engine.endpoints[0].address + path, timeout=30) as answer:
+    with urllib.request.urlopen(engine.endpoints[0].address + path, timeout=120) as answer:
         return answer.read().decode()
 
 
@@ -272,7 +272,7 @@ def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_pat
         ),
         *("evaluation.tasks=10", "logger=csv", f"hydra.run.dir={tmp_path}/run"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "run/summary.json").read_text())["rounds"]
     assert [row["round"] for row in rows] == [0, 1]

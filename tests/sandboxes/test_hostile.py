@@ -90,7 +90,7 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.mark.bubblewrap
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_attacks_fail_for_a_plain_user_too(scratch: Path) -> None:
     if os.getuid() != 0 or shutil.which("bwrap") is None or shutil.which("setpriv") is None:
         pytest.skip("needs root, who can become a plain user, setpriv and bubblewrap")

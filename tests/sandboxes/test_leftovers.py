@@ -51,7 +51,7 @@ def left(kind: str, mark: str) -> list[str]:
     folder = os.environ["DOCKER_HOST"].removeprefix("unix://").removesuffix("docker.sock")
     mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if folder in line and "/merged" in line]
     listed = ["docker", "ps", "-aq", "--no-trunc"]
-    containers = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    containers = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=600).stdout.split()
     return host_processes(mark) + mounted + containers
 
 

@@ -95,7 +95,7 @@ def imported(docker: str, image_root: Path) -> Import:
                 archive.add(root, ".", filter=lambda one: one if has_work or one.name != "./work" else None)
             options = [word for change in changes for word in ("-c", change)]
             command = ["docker", "import", *options, "-", name]
-            subprocess.run(command, input=packed.getvalue(), check=True, capture_output=True, timeout=60)
+            subprocess.run(command, input=packed.getvalue(), check=True, capture_output=True, timeout=600)
         return name
 
     return make
@@ -114,7 +114,7 @@ def test_an_image_without_python(imported: Import, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     image = imported("dagger-exp-tests-bare", root=tmp_path)
     assert '"python3": executable file not found' in refusal(of_docker(image), SandboxError)
-    assert subprocess.run(["docker", "ps", "-aq"], capture_output=True, check=True, timeout=60).stdout == b""
+    assert subprocess.run(["docker", "ps", "-aq"], capture_output=True, check=True, timeout=600).stdout == b""
 
 
 @pytest.mark.docker

@@ -108,8 +108,8 @@ def start(place: Path, environment: dict[str, str]) -> None:
         ["slurmctld", "-c", "-i", "-f", environment["SLURM_CONF"]],  # -c: a state of before could drain the node
         ["slurmd", "-c", "-f", environment["SLURM_CONF"], "-N", "localhost"],
     ):
-        subprocess.run(command, check=True, env=environment, timeout=30, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+        subprocess.run(command, check=True, env=environment, timeout=120, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
     while "idle" not in slurm(environment, "sinfo", "--noheader", "--format=%T", "--partition=low"):
         assert time.monotonic() < deadline, (place / "slurmctld.log").read_text()[-2000:]
 
@@ -118,14 +118,14 @@ def stop(place: Path, environment: dict[str, str]) -> None:
     """End the jobs and the daemons that `start` has started, by their ids."""
     with suppress(subprocess.SubprocessError):
         slurm(environment, "scancel", "--user=root")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while slurm(environment, "squeue", "--noheader") and time.monotonic() < deadline:
             pass
     for name in ("slurmd.pid", "slurmctld.pid", "munge/munged.pid"):
         with suppress(OSError, ValueError):
             pid = int((place / name).read_text())
             os.kill(pid, 15)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
                 pass
 
@@ -133,7 +133,7 @@ def stop(place: Path, environment: dict[str, str]) -> None:
 def slurm(environment: dict[str, str], *command: str) -> str:
     """Return what a command of SLURM prints; they can hang for ever, so each has a limit."""
     return subprocess.run(
-        list(command), env=environment, capture_output=True, text=True, timeout=20, check=False
+        list(command), env=environment, capture_output=True, text=True, timeout=120, check=False
     ).stdout.strip()
 
 

@@ -69,7 +69,7 @@ def test_an_episode_survives_json(episode: Episode) -> None:
     assert rows_to_episode([json.loads(line) for line in lines]) == episode
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(EPISODES, min_size=1, max_size=4, unique_by=lambda episode: episode.episode_index))
 def test_episodes_survive_parquet(episodes: list[Episode]) -> None:
     with tempfile.TemporaryDirectory() as folder:

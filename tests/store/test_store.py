@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_committed_is_there_after_reopening(store, folder, make_episode) -> None:
-    summary = store.commit(make_episode(4))
+    [summary] = store.commit(make_episode(4))
     store.commit(make_episode(1, num_turns=0, stop_reason=StopReason.SANDBOX, error="no sandbox"))
     committed = Store(folder, "run-a").committed(0)
     assert list(committed) == [1, 4]
@@ -91,6 +91,35 @@ def test_a_different_episode_of_the_same_index_is_refused(store, folder, make_ep
     with pytest.raises(StoreError, match="different episode"):
         store.commit(make_episode(0, stop_reason=StopReason.UNSOLVED))
     assert contents(folder) == before
+
+
+def test_what_is_committed_together_is_one_file_and_is_told_apart(store, folder, make_episode) -> None:
+    summaries = store.commit(make_episode(7), make_episode(2, num_turns=0), make_episode(3))
+    assert [path.name for path in store.committed_paths(0)] == ["000007.jsonl"]
+    assert list(Store(folder, "run-a").committed(0).items()) == [(2, summaries[1]), (3, summaries[2]), (7, summaries[0])]
+    assert [(index, len(rows)) for index, rows in store.committed_rows(0)] == [(7, 3), (2, 1), (3, 3)]
+
+
+def test_of_episodes_that_come_again_only_the_new_ones_are_written(store, folder, make_episode) -> None:
+    store.commit(make_episode(0), make_episode(1))
+    before = contents(folder)
+    again = Store(folder, "run-a")
+    again.commit(make_episode(1), make_episode(2))
+    assert {path.name for path in again.committed_paths(0)} == {"000000.jsonl", "000002.jsonl"}
+    assert contents(folder).items() > before.items()
+    with pytest.raises(StoreError, match="different episode 1"):
+        again.commit(make_episode(3), make_episode(1, stop_reason=StopReason.UNSOLVED))
+    assert list(again.committed(0)) == [0, 1, 2]
+
+
+def test_discarded_episodes_go_and_may_come_anew(store, folder, make_episode) -> None:
+    store.commit(make_episode(0, stop_reason=StopReason.ENGINE), make_episode(1))
+    store.commit(make_episode(2, stop_reason=StopReason.ENGINE))
+    store.discard(0, {0, 2})
+    assert list(Store(folder, "run-a").committed(0)) == [1]
+    store.commit(make_episode(0), make_episode(2))
+    assert [summary.stop_reason for summary in store.committed(0).values()] == [StopReason.SOLVED] * 3
+    assert store.close_round(0, store.rows(0, 3), {})["num_dropped"] == 0
 
 
 def test_a_round_that_lacks_episodes_is_not_closed(store, make_episode) -> None:

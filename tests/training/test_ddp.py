@@ -22,7 +22,7 @@ SMALL = ("debug=default", "logger=csv", "rounds.steps=10", "callbacks.checkpoint
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 SCRIPT = Path(sys.executable).with_name("dagger-train")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def start(*arguments: str, code: int = 0, term_at: Path | None = None) -> str:

@@ -214,7 +214,7 @@ def test_a_row_that_is_logged_again_replaces_the_earlier_one(tmp_path: Path) -> 
 
 
 @pytest.mark.kill
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("engine", ["scripted", "hf"])
 def test_three_kills_change_nothing(engine: str) -> None:
     done = subprocess.run(

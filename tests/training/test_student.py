@@ -80,7 +80,7 @@ def weights_of(seed: int) -> torch.Tensor:
 
 
 @given(st.lists(st.sampled_from(WORLD.vocabulary()), max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_words_round_trip_with_one_token_each(words: list[str]) -> None:
     message = Message("assistant", " ".join(words))
     ids = Chat(WORDS).response_ids(message, Chat(WORDS).open([Message("user", "test")]))
@@ -90,7 +90,7 @@ def test_words_round_trip_with_one_token_each(words: list[str]) -> None:
 
 @example("spaces before marks : a , b . do n't !  \n\t \x00 \u00e9 <|end|> ")
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bytes_round_trip_any_text_with_one_token_each(text: str) -> None:
     ids = BYTES.encode(text, add_special_tokens=False)
     assert len(ids) == len(text.encode()) or any(token in text for token in SPECIAL)

@@ -25,7 +25,7 @@ ONLINE = (*SMALL, "logger=wandb", "logger.group=small", "logger.tags=[tiny,test]
 ELSEWHERE = (*ONLINE, "logger.project=elsewhere")  # is not compared
 FEW = (*ELSEWHERE, "rounds.num_rounds=1", "rounds.steps=11")
 PATIENCE = {"WANDB_FINISH_TIMEOUT": "3", "WANDB_HTTP_TIMEOUT": "5"}
-pytestmark = pytest.mark.timeout(400)  # fixtures that train count too
+pytestmark = pytest.mark.timeout(1800)  # fixtures that train count too
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def environment(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dic
 def run(environment: dict[str, str], place: Path, command: str, *arguments: str | Path) -> str:
     """Run a command as a person does, and return what it prints."""
     call = [str(BIN / command), *map(str, arguments)]
-    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -24,7 +24,7 @@ from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.types import Key, StopReason, Task
 from tests.envs.pypi_bugs.conftest import NUM_HELDOUT, NUM_TRAIN, MakeWorld, ask_teacher, played
 
-pytestmark = [pytest.mark.bubblewrap, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.timeout(1800)]
 
 
 def without_tasks(cache_folder: Path, other: Path) -> Path:
