@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 from dagger_exp.errors import StoreError
@@ -91,7 +90,7 @@ def _collected(path: Path) -> EpisodeGroup:
 
 
 def _open_round(view: StoreView, round_index: int) -> EpisodeGroup:
-    episodes = [rows_to_episode(rows) for _, rows in sorted(view.committed_rows(round_index), key=itemgetter(0))]
+    episodes = [rows_to_episode(rows) for rows in view.committed_rows(round_index).values()]
     return EpisodeGroup(
         phase=COLLECT,
         round_index=round_index,

@@ -45,7 +45,7 @@ class TeacherBudget:
         """Begin a round, or go on with one: with what its episodes have used, or more that was saved beside them."""
         self._path = store.episodes_folder(round_index) / "teacher_usage.json"  # goes when the round is closed
         self._saved = _read(self._path) if self._path.exists() else Usage()
-        of_episodes = usage_of([rows_to_episode(rows) for _, rows in store.committed_rows(round_index)])
+        of_episodes = usage_of([rows_to_episode(rows) for rows in store.committed_rows(round_index).values()])
         self.before, self.in_round = _used_before(store, round_index), _most(of_episodes, self._saved)
 
     def save(self) -> None:

@@ -91,7 +91,7 @@ class Store(StoreView):
         Raises:
             StoreError: an episode is missing or damaged.
         """
-        rows = dict(self.committed_rows(round_index))
+        rows = self.committed_rows(round_index)
         self._check_complete(round_index, num_episodes, rows)
         self._known[round_index] = set(rows)
         return [rows[index] for index in range(num_episodes)]
@@ -130,7 +130,7 @@ class Store(StoreView):
     def _indices(self, round_index: int) -> set[int]:
         """Return which episodes an open round has; the disk is asked once, since nobody else writes there."""
         if round_index not in self._known:
-            self._known[round_index] = {index for index, _ in self.committed_rows(round_index)}
+            self._known[round_index] = set(self.committed_rows(round_index))
         return self._known[round_index]
 
     def _write(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> Path | None:
@@ -144,7 +144,7 @@ class Store(StoreView):
 
     def _check_equal(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> None:
         """Refuse episodes that are there already, but differ."""
-        for index, rows in self.committed_rows(round_index):
+        for index, rows in self.committed_rows(round_index).items():
             if index in episodes and _without_times(rows) != _without_times(episodes[index]):
                 raise StoreError(
                     f"{self.episodes_folder(round_index)} holds a different episode {index}: delete that folder to "

@@ -10,7 +10,7 @@ store.json                 whose store this is, and in which schema version
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from operator import itemgetter
@@ -65,7 +65,7 @@ class StoreView:
             numbers = (reader.num_turns.tolist(), reader.num_labels.tolist())
             columns = zip(*numbers, reader.stop_reasons, reader.task_ids, strict=True)
             return {index: EpisodeSummary(*values) for index, values in enumerate(columns)}
-        return dict(sorted((index, summarize(rows)) for index, rows in self.committed_rows(round_index)))
+        return {index: summarize(rows) for index, rows in self.committed_rows(round_index).items()}
 
     def is_closed(self, round_index: int) -> bool:
         """Return whether the round has its manifest, so that nothing in it will change."""
@@ -122,14 +122,14 @@ class StoreView:
         """Return where a closed round has its manifest."""
         return self.folder / f"{round_index:03d}" / "manifest.json"
 
-    def committed_rows(self, round_index: int) -> Iterator[tuple[int, list[Row]]]:
-        """Yield the episodes of an open round by index, each with its rows, file after file.
+    def committed_rows(self, round_index: int) -> dict[int, list[Row]]:
+        """Return the rows of each episode of an open round, by episode index in ascending order.
 
         Raises:
             StoreError: a file is damaged.
         """
-        for path in self.committed_paths(round_index):
-            yield from read_episodes(path)
+        found = {index: rows for path in self.committed_paths(round_index) for index, rows in read_episodes(path)}
+        return dict(sorted(found.items(), key=itemgetter(0)))
 
     def committed_paths(self, round_index: int) -> list[Path]:
         """Return the files of an open round's episodes."""

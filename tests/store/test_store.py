@@ -96,8 +96,12 @@ def test_a_different_episode_of_the_same_index_is_refused(store, folder, make_ep
 def test_what_is_committed_together_is_one_file_and_is_told_apart(store, folder, make_episode) -> None:
     summaries = store.commit(make_episode(7), make_episode(2, num_turns=0), make_episode(3))
     assert [path.name for path in store.committed_paths(0)] == ["000007.jsonl"]
-    assert list(Store(folder, "run-a").committed(0).items()) == [(2, summaries[1]), (3, summaries[2]), (7, summaries[0])]
-    assert [(index, len(rows)) for index, rows in store.committed_rows(0)] == [(7, 3), (2, 1), (3, 3)]
+    assert list(Store(folder, "run-a").committed(0).items()) == [
+        (2, summaries[1]),
+        (3, summaries[2]),
+        (7, summaries[0]),
+    ]
+    assert [(index, len(rows)) for index, rows in store.committed_rows(0).items()] == [(2, 1), (3, 3), (7, 3)]
 
 
 def test_of_episodes_that_come_again_only_the_new_ones_are_written(store, folder, make_episode) -> None:
