@@ -113,11 +113,12 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["rounds/000/episodes/000001.jsonl", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("phase", ["rounds/000/episodes/000000.jsonl", "checkpoints/last.ckpt"])
 def test_term_ends_all_processes_and_the_run_goes_on(phase: str, tmp_path: Path) -> None:
     """Lightning's own handler would wait in TERM for the other processes, which wait in theirs."""
     folder = tmp_path / "run"
-    said = start(*SMALL, *DDP, "rounds.steps=40", f"hydra.run.dir={folder}", code=143, term_at=folder / phase)
+    long = ("rounds.steps=40", "rollout.concurrency=2")  # many commits, so that the first one is no end
+    said = start(*SMALL, *DDP, *long, f"hydra.run.dir={folder}", code=143, term_at=folder / phase)
     assert said.count("Go on with") == 1, said
     assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
     start(f"resume={folder}")
