@@ -156,9 +156,8 @@ class Collector:
 
     def _discard_failures(self, round_index: int) -> None:
         """Let a run that goes on after an outage play again what the outage ended."""
-        committed = self.store.committed(round_index).items()
-        failed = {index for index, summary in committed if summary.stop_reason.is_infrastructure}
-        if failed:
+        done = self.store.committed(round_index)
+        if failed := [index for index, summary in done.items() if summary.stop_reason.is_infrastructure]:
             self.store.discard(round_index, failed)
 
     def _begin_budget(self, round_index: int) -> None:
@@ -235,10 +234,7 @@ class Collector:
         return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index), end)
 
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
-        """Commit what has ended by now, while others play.
-
-        All at once and in one thread: a disk takes milliseconds for each file, and threads hinder each other.
-        """
+        """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""
         new = [episode for episode in episodes if episode.episode_index not in done]
 
         def write() -> list[EpisodeSummary]:
