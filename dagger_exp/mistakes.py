@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -143,11 +143,10 @@ def _first(pattern: str, text: str) -> str:
 def _known_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
     GlobalHydra.instance().clear()  # inside of a sweep it is in use, and that has just failed
     with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
-        try:
-            cfg = compose(config_name, list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError):
-            cfg = compose(config_name)
-    return list(_keys(cfg, ""))
+        for tried in (list(overrides), []):
+            with suppress(HydraException, OmegaConfBaseException, ValueError):
+                return list(_keys(compose(config_name, tried), ""))
+    return []  # the mistake stands in a file that is always read
 
 
 def _keys(node: DictConfig, path: str) -> Iterator[str]:
