@@ -45,7 +45,7 @@ class Store(StoreView):
                 f"{folder} is the store of run {self.run_id}, not of {run_id}: "
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
-        self._known: dict[int, set[int]] = {}
+        self._open: dict[int, dict[int, list[Row]]] = {}
         self._sweep()
 
     @staticmethod
@@ -69,11 +69,12 @@ class Store(StoreView):
                 "collect into a later round, or start a new run."
             )
         rows = {episode.episode_index: episode_to_rows(self.run_id, episode) for episode in episodes}
-        there = rows.keys() & self._indices(round_index)
-        if there:
-            self._check_equal(round_index, {index: rows[index] for index in there})
-        self._write(round_index, {index: of_episode for index, of_episode in rows.items() if index not in there})
-        self._indices(round_index).update(rows)
+        there = self._open_rows(round_index)
+        new = {index: of_episode for index, of_episode in rows.items() if index not in there}
+        for index in rows.keys() - new.keys():
+            self._check_equal(round_index, index, rows[index])
+        self._write(round_index, new)
+        there.update(new)
         return [summarize(of_episode) for of_episode in rows.values()]
 
     def discard(self, round_index: int, episode_indices: Collection[int]) -> None:
@@ -83,7 +84,8 @@ class Store(StoreView):
             kept = {index: of_episode for index, of_episode in rows.items() if index not in episode_indices}
             if len(kept) < len(rows) and self._write(round_index, kept) != path:
                 path.unlink()
-        self._indices(round_index).difference_update(episode_indices)
+        for index in episode_indices:
+            self._open_rows(round_index).pop(index, None)
 
     def rows(self, round_index: int, num_episodes: int) -> list[list[Row]]:
         """Return the rows of episodes 0 to num_episodes - 1 of an open round.
@@ -91,9 +93,8 @@ class Store(StoreView):
         Raises:
             StoreError: an episode is missing or damaged.
         """
-        rows = self.committed_rows(round_index)
+        rows = self._open_rows(round_index)
         self._check_complete(round_index, num_episodes, rows)
-        self._known[round_index] = set(rows)
         return [rows[index] for index in range(num_episodes)]
 
     def close_round(
@@ -119,19 +120,20 @@ class Store(StoreView):
             StoreError: the disk is full or cannot be written.
         """
         if not self.is_closed(round_index):
-            num_dropped = len(self._indices(round_index)) - len(episodes)
+            num_dropped = len(self._open_rows(round_index)) - len(episodes)
             compact(self.parquet_path(round_index), episodes)
             manifest = self._describe(round_index, num_dropped, counts)
             manifest |= {} if origin is None else {"origin": dict(origin)}
             write_json(self.manifest_path(round_index), manifest)
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)
+            del self._open[round_index]
         return self.manifest(round_index)
 
-    def _indices(self, round_index: int) -> set[int]:
-        """Return which episodes an open round has; the disk is asked once, since nobody else writes there."""
-        if round_index not in self._known:
-            self._known[round_index] = set(self.committed_rows(round_index))
-        return self._known[round_index]
+    def _open_rows(self, round_index: int) -> dict[int, list[Row]]:
+        """Return the rows of an open round's episodes; the disk is asked once, since nobody else writes there."""
+        if round_index not in self._open:
+            self._open[round_index] = self.committed_rows(round_index)
+        return self._open[round_index]
 
     def _write(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> Path | None:
         """Write episodes into one file and return it; None where there are none."""
@@ -142,14 +144,13 @@ class Store(StoreView):
             file.write("".join(f"{json.dumps(row)}\n" for rows in episodes.values() for row in rows).encode())
         return path
 
-    def _check_equal(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> None:
-        """Refuse episodes that are there already, but differ."""
-        for index, rows in self.committed_rows(round_index).items():
-            if index in episodes and _without_times(rows) != _without_times(episodes[index]):
-                raise StoreError(
-                    f"{self.episodes_folder(round_index)} holds a different episode {index}: delete that folder to "
-                    "collect the round again, or find the choice that does not follow from the seed."
-                )
+    def _check_equal(self, round_index: int, index: int, rows: Sequence[Row]) -> None:
+        """Refuse an episode that is there already, but differs."""
+        if _without_times(rows) != _without_times(self._open_rows(round_index)[index]):
+            raise StoreError(
+                f"{self.episodes_folder(round_index)} holds a different episode {index}: delete that folder to "
+                "collect the round again, or find the choice that does not follow from the seed."
+            )
 
     def _check_complete(self, round_index: int, num_episodes: int, found: Collection[int]) -> None:
         missing = [index for index in range(num_episodes) if index not in found]
