@@ -32,6 +32,7 @@ MENDS = {
     ),
     r"Invalid type assigned": "{key} holds several values; set them one by one, as in {key}.KEY=VALUE.",
     r"is not Optional": "{key} cannot be null; give it a value.",
+    r"An item is already at '(?P<key>[^']*)'": "{key} exists already; write {key}=VALUE without the +.",
 }
 """What Hydra and OmegaConf say, and how it is said here."""
 SPECIAL = "= , : ( ) [ ] { } ' \" ~ or a space"
@@ -107,7 +108,7 @@ def _sentence(error: Exception, config_name: str, overrides: Sequence[str], key:
     cause = " ".join(str(error.__cause__ or error).split())
     key = _first(r"full_key: (\S+)", cause) or _first(r"full_key: (\S+)", text) or key
     key = key or _first(r"field '(\w+)'", cause)
-    where = _first(r"In '([^']*/[^']*)'", text)
+    where = _first(r"In '([^']*)'", text)
     prefix = f"conf/{where}.yaml: " if where else ""
     if name := _first(r"Could not override '([^']*)'", text) or (key if "not in" in cause else ""):
         known = _known_keys(config_name, [o for o in overrides if not o.lstrip("+~").startswith(name)])

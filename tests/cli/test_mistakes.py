@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from dagger_exp.cli.run import told
 from dagger_exp.errors import ConfigError
+from dagger_exp.mistakes import CONF_FOLDER
 from dagger_exp.types import SCHEMA_VERSION
 
 SCRIPTS = Path(sys.executable).parent
@@ -31,6 +33,7 @@ def files_in(folder: Path) -> list[str]:
         (["--foo"], "unrecognized arguments: --foo; overrides are KEY=VALUE without dashes, see --help."),
         (["--cfg"], "argument --cfg/-c: expected one argument; overrides are KEY=VALUE without dashes, see --help."),
         (["rounds.num_round=3"], "rounds.num_round is unknown; did you mean rounds.num_rounds?"),
+        (["+seed=4"], "seed exists already; write seed=VALUE without the +."),
         (["methd=sft"], "methd is unknown; did you mean method?"),
         (["-m", "seed=0,1", "schedule=lnear"], "schedule=lnear does not exist; did you mean schedule=linear? "),
         (["-m", "seed=0,a"], "seed is 'a'; it must be a whole number."),
@@ -71,6 +74,22 @@ def test_the_console_script_says_so_without_loading_torch(tmp_path: Path) -> Non
     assert done.stdout == "dagger-train: loading rounds.num_round=3\n"
     assert done.stderr == "error: rounds.num_round is unknown; did you mean rounds.num_rounds?\n"
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", ["train", "optimizer/adamw"])
+def test_a_mistake_in_a_file_of_the_users_names_the_file(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    shutil.copytree(CONF_FOLDER, tmp_path / "conf")
+    with (tmp_path / "conf" / f"{file}.yaml").open("a") as config:
+        config.write("\nwindw: 3\n")
+    for reader in ("cli.run", "config", "mistakes"):
+        monkeypatch.setattr(f"dagger_exp.{reader}.CONF_FOLDER", str(tmp_path / "conf"))
+    answer = call("train")
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: conf/{file}.yaml: ")
+    assert "windw is unknown" in answer.err
+    assert answer.err.count("\n") == 1
 
 
 def test_what_is_untrained_is_not_evaluated(call: Call, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from dagger_exp.envs.pypi_bugs.env import PypiBugsEnv
 from dagger_exp.envs.pypi_bugs.world import PypiBugs
@@ -26,22 +29,30 @@ Play = Callable[[PypiBugs, Task, Sequence[str]], Sequence[StepResult]]
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache") / "pypi_bugs"
+    """Return the folder of the packages and tasks, which one worker makes for all."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("needs the package bubblewrap")
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "cache" / "pypi_bugs"
+    with FileLock(shared / "cache.lock"):
+        world = world_of(cache_folder=folder)
+        for split in ("train", "heldout"):
+            world.tasks(split)
+    return folder
 
 
 @pytest.fixture
 def make_world(cache_folder: Path) -> MakeWorld:
     """Return what makes the world of the tests, with other values where they are given."""
-    if shutil.which("bwrap") is None:
-        pytest.skip("needs the package bubblewrap")
+    return partial(world_of, cache_folder=cache_folder)
 
-    def made(scaffold: Scaffold | None = None, **given: object) -> PypiBugs:
-        values = {"cache_folder": cache_folder, "packages": PACKAGES, **given}
-        sizes = {"num_train_tasks": NUM_TRAIN, "num_heldout_tasks": NUM_HELDOUT}
-        sandboxes = BubblewrapSandboxes(run_id="tests", limits=Limits())
-        return PypiBugs(**{**sizes, **values}, scaffold=scaffold or BashScaffold(), sandboxes=sandboxes)  # pyright: ignore[reportArgumentType] - values of all kinds
 
-    return made
+def world_of(scaffold: Scaffold | None = None, **given: object) -> PypiBugs:
+    """Return the world of the tests."""
+    values = {"packages": PACKAGES, "num_train_tasks": NUM_TRAIN, "num_heldout_tasks": NUM_HELDOUT, **given}
+    sandboxes = BubblewrapSandboxes(run_id="tests", limits=Limits())
+    return PypiBugs(**values, scaffold=scaffold or BashScaffold(), sandboxes=sandboxes)  # pyright: ignore[reportArgumentType] - values of all kinds
 
 
 def command(text: str) -> Message:
