@@ -32,7 +32,7 @@ lint: $(DEV_STAMP)  ## Check style, types and the direction of imports
 install-dev: $(DEV_STAMP)  ## Install what test and lint need (test and lint do so themselves)
 
 clean:  ## Remove the virtual environment and all caches; runs in outputs/ stay
-	rm -rf $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find dagger_exp tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv makes, so a half-made environment is made again.

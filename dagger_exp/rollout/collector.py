@@ -80,6 +80,22 @@ class Goal:
         return sum(before) < (self.num_labels or 0)
 
 
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Spare the garbage collector what lives already: a model's libraries take it a tenth of a second each time.
+
+    What episodes make meanwhile lives as long as they do, so it looks for garbage a hundred times less often.
+    """
+    often = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100 * often[0], *often[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*often)
+        gc.unfreeze()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collector:
     """Collects the episodes of a round into the store.
@@ -110,6 +126,7 @@ class Collector:
         """Return whether a round comes from files."""
         return self.demonstrations is not None and round_index == 0
 
+    @_frozen_heap()
     def collect(
         self,
         round_index: int,
@@ -143,8 +160,7 @@ class Collector:
             self._discard_failures(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
-        with _frozen_heap():
-            full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
+        full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
         rows = self.store.rows(round_index, full)
         self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]
@@ -246,22 +262,6 @@ class Collector:
             on_episode(episode)
             if len(done) >= PATIENCE:
                 _give_up_without_hope(done, goal, episode)
-
-
-@contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collector what lives already: a model's libraries take it a tenth of a second each time.
-
-    What episodes make meanwhile lives as long as they do, so it looks for garbage a hundred times less often.
-    """
-    often = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100 * often[0], *often[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*often)
-        gc.unfreeze()
 
 
 def _whole(done: Done) -> int:
