@@ -175,8 +175,9 @@ def test_a_damaged_episode_is_named(store, make_episode) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
         store.committed(0)
+    again = Store(store.folder, store.run_id)
     with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
-        store.close_round(0, store.rows(0, 1), {})
+        again.close_round(0, again.rows(0, 1), {})
     assert not list(store.folder.rglob("*.tmp"))
 
 
