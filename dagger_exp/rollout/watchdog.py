@@ -5,16 +5,26 @@ It is watched from a thread, because a step that never gives the event loop back
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from dagger_exp.types import Key
 
 Say = Callable[[str], None]
+
+
+class Wait(NamedTuple):
+    """For what a task waits, and since when on the monotonic clock."""
+
+    what: str
+    since: float
+    task: asyncio.Task[Any] | None
 
 
 @dataclass(kw_only=True)
@@ -28,14 +38,15 @@ class Watchdog:
 
     patience_s: float = 120.0
     say: Say = lambda text: None
-    waits: dict[Key, tuple[str, float]] = field(default_factory=dict, init=False)
+    waits: dict[Key, Wait] = field(default_factory=dict, init=False)
     named: set[Key] = field(default_factory=set, init=False)
+    loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
 
     @contextmanager
     def waiting(self, key: Key, what: str) -> Iterator[None]:
         """Write down that the turn of this key waits for something, while it does."""
         self.named.discard(key)  # of another attempt
-        self.waits[key] = (what, time.monotonic())
+        self.waits[key] = Wait(what, time.monotonic(), asyncio.current_task())
         try:
             yield
         finally:
@@ -44,7 +55,7 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Look again and again, while episodes are played."""
-        over = threading.Event()
+        over, self.loop = threading.Event(), asyncio.get_running_loop()
         thread = threading.Thread(target=self._watch, args=(over,), name="watchdog", daemon=True)
         thread.start()
         try:
@@ -54,23 +65,33 @@ class Watchdog:
             thread.join()
 
     def _watch(self, over: threading.Event) -> None:
-        while not over.wait(self.patience_s / 4):
+        while not over.wait(min(self.patience_s / 4, threading.TIMEOUT_MAX)):
             if sentence := self.look():
                 logging.getLogger(__name__).warning(sentence)
                 self.say(sentence)
 
     def look(self) -> str:
-        """Return a sentence about the waits that have become too long since the last look, "" for none."""
+        """Return a sentence about the waits that have become too long since the last look, "" for none.
+
+        It names the one that blocks all others, or else the longest.
+        """
         now, waits = time.monotonic(), self.waits.copy()  # at once: episodes go on meanwhile
-        late = {key: wait for key, wait in waits.items() if now - wait[1] > self.patience_s}
+        late = {key: wait for key, wait in waits.items() if now - wait.since > self.patience_s}
         new = [key for key in late if key not in self.named]
         self.named |= set(new)
         if not new:
             return ""
-        first = min(new, key=lambda key: late[key][1])
-        what, since = late[first]
+        first = self._blocking(now, waits) or min(new, key=lambda key: late[key].since)
         return (
             f"{len(late)} of {len(waits)} episodes wait for more than {self.patience_s:g} s: episode "
             f"{first.episode_index} of round {first.round_index} (task {first.task_id}, turn {first.turn_index}) has"
-            f" waited {now - since:.0f} s for {what}."
+            f" waited {now - waits[first].since:.0f} s for {waits[first].what}."
         )
+
+    def _blocking(self, now: float, waits: Mapping[Key, Wait]) -> Key | None:
+        """Return the wait whose task has not given the event loop back for long, None where no task runs."""
+        running = None if self.loop is None else asyncio.current_task(self.loop)
+        if running is None:
+            return None
+        long = (key for key, wait in waits.items() if now - wait.since > self.patience_s / 2)
+        return next((key for key in long if waits[key].task is running), None)

@@ -148,9 +148,13 @@ class Store(StoreView):
         """Refuse an episode that is there already, but differs."""
         if _without_times(rows) != _without_times(self._open_rows(round_index)[index]):
             raise StoreError(
-                f"{self.episodes_folder(round_index)} holds a different episode {index}: delete that folder to "
-                "collect the round again, or find the choice that does not follow from the seed."
+                f"{self._file_of(round_index, index)} holds a different episode {index}: delete that file to collect "
+                "what it holds again, or find the choice that does not follow from the seed."
             )
+
+    def _file_of(self, round_index: int, index: int) -> Path:
+        files = self.committed_paths(round_index)
+        return next(path for path in files if any(index == held for held, _ in read_episodes(path)))
 
     def _check_complete(self, round_index: int, num_episodes: int, found: Collection[int]) -> None:
         missing = [index for index in range(num_episodes) if index not in found]

@@ -33,7 +33,7 @@ def write(folder: Path) -> None:
     """Do what a run does, from wherever it stands: two rounds of two episodes, and one that is dropped."""
     store = Store(folder, "run")
     while (round_index := store.next_round()) < 2:
-        for together in ((2,), (0, 1, 3)):
+        for together in ((2,), (3, 0, 1)):
             if not store.committed(round_index).keys() >= {*together} - {3}:
                 store.commit(*(episode(round_index, episode_index) for episode_index in together))
         store.discard(round_index, {3})
