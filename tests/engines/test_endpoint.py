@@ -45,7 +45,7 @@ def ask(endpoint: Endpoint, times: int = 1) -> list[Any]:
 
 
 def patient(address: str, **settings: Any) -> Endpoint:
-    return Endpoint(**{"address": address, "timeout_s": 0.5, "first_pause_s": 0.02} | settings)
+    return Endpoint(**{"address": address, "timeout_s": 2.0, "first_pause_s": 0.02} | settings)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
