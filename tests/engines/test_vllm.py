@@ -84,7 +84,7 @@ def python() -> str:
 @contextmanager
 def started(own: Student, folder: Path) -> Iterator[VllmEngine]:
     """Start a server for a student and give it the first weights."""
-    server = VllmServer(python=python(), dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=CPU)
+    server = VllmServer(python=python(), dtype="float32", start_timeout_s=1500, arguments=ARGUMENTS, environment=CPU)
     engine = VllmEngine(student=own, end_id=own.chat.end_id, folder=folder, server=server, probe_tolerance=TOLERANCE)
     try:
         engine.load_weights(0, own.model)
@@ -286,7 +286,7 @@ def test_a_server_is_ready_for_weights_from_gpu_to_gpu(tmp_path: Path) -> None:
     own.save_base(tmp_path / "base")
     environment = {**CPU, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     server = VllmServer(
-        python=python(), dtype="float32", start_timeout_s=300, arguments=ARGUMENTS, environment=environment
+        python=python(), dtype="float32", start_timeout_s=1500, arguments=ARGUMENTS, environment=environment
     )
     command = server.command(str(tmp_path / "base"), name="student", max_context_tokens=1024, transfer="ipc")
     running = server.start(command, tmp_path / "vllm.log")
