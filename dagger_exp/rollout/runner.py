@@ -140,8 +140,8 @@ class Runner:
             choice = self.mixing.choose(state.key)
             async with asyncio.timeout(self.turn_timeout_s):
                 action, label, result = await self._take_turn(choice.actor, state, env)
-            turn = self._turn(turn_index, observation, prompt, choice, action, label, result)
-            turns.append(replace(turn, num_cut_chars=num_cut, wall_time_s=time.monotonic() - begin))
+            turn = self._turn(turn_index, observation, num_cut, prompt, choice, action, label, result, begin)
+            turns.append(turn)
             if result.stop_reason is not None:
                 return result.stop_reason
             observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
@@ -204,14 +204,17 @@ class Runner:
         self,
         turn_index: int,
         observation: str,
+        num_cut_chars: int,
         prompt: Prompt,
         choice: Choice,
         action: Response,
         label: Response | None,
         result: StepResult,
+        begin: float,
     ) -> Turn:
         # A teacher's answer becomes tokens once, in the student's format, and is never encoded again.
         executed = action.token_ids or self.chat.response_ids(action.message, prompt)
+        written = self._label(action, executed, label, prompt)
         asked = label if choice.actor is Actor.STUDENT else action
         return Turn(
             turn_index=turn_index,
@@ -232,7 +235,9 @@ class Runner:
             policy_version=action.policy_version,
             num_teacher_prompt_tokens=0 if asked is None else asked.usage.num_prompt_tokens,
             num_teacher_response_tokens=0 if asked is None else asked.usage.num_response_tokens,
-            **self._label(action, executed, label, prompt),
+            num_cut_chars=num_cut_chars,
+            wall_time_s=time.monotonic() - begin,
+            **written,
         )
 
     def _label(self, action: Response, executed: Any, label: Response | None, prompt: Prompt) -> dict[str, Any]:

@@ -16,6 +16,9 @@ mini-swe-agent, with an environment that executes nothing) each need an interpre
 one is made in a folder beside the temporary ones. They neither tokenise nor write more than their own runner does. No
 client can connect to anything but 127.0.0.1. Each is measured in a process of its own, after a turn of warming up.
 
+`stolen` is the share of a core that others had in the half second before, which a virtual machine may count as CPU time
+of the client: above 0.05 a row tells of the machine, and of ours only beside `bare`.
+
 `played` is the wall time until the last episode is done, for ours with its commit; `closed` is that until the call
 returns, for ours with the round's Parquet file, the removal of its episodes' files and the episodes read back.
 
@@ -358,7 +361,7 @@ def measure(name: str, python: str, address: str, num_episodes: int, options: ar
     here = str(options.folder)
     quiet = {"HF_HOME": here, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     quiet |= {"MSWEA_GLOBAL_CONFIG_DIR": here, "MSWEA_SILENT_STARTUP": "1", "STUB_KEY": "none", "HOME": here}
-    before = ask(f"{address}/stats")["cpu_s"]
+    before, stolen = ask(f"{address}/stats")["cpu_s"], stolen_share()
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | quiet, timeout=600, check=False, cwd=here
     )
@@ -379,8 +382,19 @@ def measure(name: str, python: str, address: str, num_episodes: int, options: ar
         "requests_per_turn": round(sum(stats["requests"].values()) / num_turns, 3),
         "most_waiting": stats["most_waiting"],
         "stub_cpu_s": round(stats["cpu_s"] - before, 2),
+        "stolen": round(stolen, 2),
         "versions": figures["versions"],
     }
+
+
+def stolen_share(seconds: float = 0.5) -> float:
+    """Return the share of a core that is given to others while this asks for all of it."""
+    begin = now = time.perf_counter()
+    stolen_s = 0.0
+    while now - begin < seconds:
+        before, now = now, time.perf_counter()
+        stolen_s += now - before if now - before > 1e-4 else 0.0  # a pass takes a thousandth of it
+    return stolen_s / (now - begin)
 
 
 def ask(url: str) -> Any:
