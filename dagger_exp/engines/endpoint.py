@@ -26,6 +26,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from dagger_exp.errors import ConfigError, ContextError, EngineError
 
 CHECK_TIMEOUT_S = 20.0
+KEPT_S = 4.0
+"""How long a connection is kept that nobody uses: vLLM closes it after 5 s, and a request that meets that is lost."""
 MAX_PAUSE_S = 60.0
 """Longest pause before a request is tried again, whatever a server asks for."""
 MAX_MESSAGE_CHARS = 300
@@ -85,7 +87,8 @@ class Endpoint:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections open while requests are made."""
-        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=self.timeout_s)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers(), trust_env=self._is_far
         ) as session:
