@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run of two rounds through the console script, from a folder elsewhere: its folder, stdout and stderr."""
     place = tmp_path_factory.mktemp("elsewhere")
     command = [str(SCRIPTS / "dagger-train"), *QUICK, "logger=wandb_offline"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = (place / "outputs" / "runs").iterdir()
     return folder, done.stdout, done.stderr
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 @pytest.mark.parametrize("command", ["train", "evaluate", "collect"])
 def test_help_is_light_and_shows_choices_and_examples(command: str, tmp_path: Path) -> None:
     call = [sys.executable, "-X", "importtime", "-m", f"dagger_exp.cli.{command}", "--help"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "transformers", "lightning", "wandb"} & imported
@@ -93,7 +93,7 @@ def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> 
     folder, _, _ = run
     (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     command = [str(SCRIPTS / "wandb"), "leet", "inspect", "--json", str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     axes = {r["metric"].get("glob_name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
     assert {axes["round/*"], axes["rollout/*"], axes["eval/*"]} == {"round"}

@@ -69,7 +69,7 @@ def test_a_mistake_leaves_no_run_folder(call: Call, tmp_path: Path, arguments: l
 
 def test_the_console_script_says_so_without_loading_torch(tmp_path: Path) -> None:
     command = [str(SCRIPTS / "dagger-train"), "rounds.num_round=3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 2
     assert done.stdout == "dagger-train: loading rounds.num_round=3\n"
     assert done.stderr == "error: rounds.num_round is unknown; did you mean rounds.num_rounds?\n"
@@ -115,7 +115,7 @@ def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
         "main()\n"
     )
     command = [sys.executable, "-c", blocked, "env=textworld", "debug=default"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.stderr == "error: TextWorld games need `pip install dagger-exp[textworld]`.\n"
     assert done.returncode == 2
     assert files_in(tmp_path) == []
@@ -186,7 +186,7 @@ main()
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL, *QUICK, f"hydra.run.dir={tmp_path}/run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "File too large" in line]) == 1, done.stderr

@@ -157,7 +157,7 @@ def check_the_wandb_runs(jobs: list[Path]) -> None:
 def inspected(log: Path) -> list[dict[str, Any]]:
     """Return the records of an offline W&B run."""
     command = [str(BIN / "wandb"), "leet", "inspect", "--json", str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

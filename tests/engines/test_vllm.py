@@ -272,7 +272,7 @@ def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_pat
         ),
         *("evaluation.tasks=10", "logger=csv", f"hydra.run.dir={tmp_path}/run"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "run/summary.json").read_text())["rounds"]
     assert [row["round"] for row in rows] == [0, 1]

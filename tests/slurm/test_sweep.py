@@ -30,7 +30,7 @@ Environment = dict[str, str]
 
 def said(environment: Environment, place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     full = [str(BIN / command[0]), *command[1:]]
-    return subprocess.run(full, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(full, cwd=place, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def slurm(environment: Environment, *command: str) -> str:

@@ -48,7 +48,7 @@ def environment(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dic
 def run(environment: dict[str, str], place: Path, command: str, *arguments: str | Path) -> str:
     """Run a command as a person does, and return what it prints."""
     call = [str(BIN / command), *map(str, arguments)]
-    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -42,7 +42,7 @@ def test_a_round_of_dagger_on_real_code(
         "hydra.run.dir=run",
     ]
     command = [str(DAGGER_TRAIN), "experiment=pypi_bugs", *values]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "finished"
@@ -61,6 +61,6 @@ def test_a_round_of_dagger_on_real_code(
 @pytest.mark.bubblewrap
 def test_without_a_sandbox_there_is_one_sentence(tmp_path: Path) -> None:
     command = [str(DAGGER_TRAIN), "env=pypi_bugs"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("env=pypi_bugs runs commands: choose scaffold=bash and sandbox=bubblewrap.")
