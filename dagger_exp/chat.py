@@ -225,9 +225,8 @@ class Chat:
         whole = text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, has no tokens
         if self._backend is None:
             return list(self.tokenizer.encode(whole, add_special_tokens=False))
-        return self._backend.encode_batch_fast([whole], add_special_tokens=False)[
-            0
-        ].ids  # without the characters' places
+        [encoding] = self._backend.encode_batch_fast([whole], add_special_tokens=False)  # no places of characters
+        return encoding.ids
 
     def _decode(self, ids: list[int]) -> str:
         if self._backend is None:

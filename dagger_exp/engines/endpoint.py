@@ -103,7 +103,7 @@ class Endpoint:
 
         Raises:
             ContextError: the server says that the prompt is too long for it.
-            EngineError: it refuses the request, or has failed at every attempt.
+            EngineError: it refuses the request, or has failed at every attempt; each way to fail is told, once.
         """
         data, failed = json.dumps(body).encode(), list[TransientError]()
         try:
@@ -116,14 +116,24 @@ class Endpoint:
                 raise failed.pop()
             return await self._post(path, data)
 
-        return await self._retrying()(attempt)
+        said = list[str]()
+        try:
+            return await self._retrying(said)(attempt)
+        except TransientError as error:
+            raise TransientError("; before that: ".join(dict.fromkeys([str(error), *said]))) from None
 
-    def _retrying(self) -> AsyncRetrying:
+    def _retrying(self, said: list[str]) -> AsyncRetrying:
+        """Return what tries again; what it tries again for is said."""
+
+        def note(state: RetryCallState) -> None:
+            self.num_retries += 1
+            said.append(str(state.outcome and state.outcome.exception()))
+
         return AsyncRetrying(
             retry=retry_if_exception_type(TransientError),
             wait=wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
             stop=stop_after_attempt(self.max_attempts),
-            before_sleep=self._count_retry,
+            before_sleep=note,
             reraise=True,
         )
 
@@ -245,9 +255,6 @@ class Endpoint:
     def _elsewhere(self, path: str, location: str | None) -> str:
         place = self._masked(location or "another place")
         return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
-
-    def _count_retry(self, state: RetryCallState) -> None:
-        self.num_retries += 1
 
 
 def _message(text: str) -> str:

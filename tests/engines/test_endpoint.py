@@ -65,6 +65,16 @@ def test_what_does_not_pass_is_an_error_that_names_the_address(provider: Provide
     assert address in str(error)
 
 
+def test_an_error_tells_what_earlier_attempts_met(provider: Provider, address: str) -> None:
+    provider.faults = ["500", "half", "cut", "cut"]
+    [error] = ask(patient(address, max_attempts=4))
+    last, *earlier = str(error).split("; before that: ")
+    assert "Disconnected" in last
+    assert len(earlier) == 2
+    assert "answers 500" in earlier[0]
+    assert "no JSON" in earlier[1]
+
+
 def test_a_request_that_is_refused_is_not_repeated(provider: Provider, address: str) -> None:
     provider.faults = ['{"error": {"message": "no such parameter"}}']
     endpoint = patient(address)
