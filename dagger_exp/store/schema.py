@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -85,9 +84,8 @@ def episode_to_rows(run_id: str, episode: Episode) -> list[Row]:
     that a row is the same before and after compaction.
     """
     shared = {column: getattr(episode, name) for column, name in _EPISODE_COLUMNS.items()}
-    shared |= {"run_id": run_id, "schema_version": SCHEMA_VERSION}
-    turns = [_turn_columns(turn) for turn in episode.turns] or [_NO_TURN]
-    return [_plain(shared | turn) for turn in turns]
+    shared = _plain(shared | {"run_id": run_id, "schema_version": SCHEMA_VERSION})
+    return [shared | _plain(_turn_columns(turn)) for turn in episode.turns] or [shared | _NO_TURN]
 
 
 def rows_to_episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
@@ -113,14 +111,14 @@ def _turn(row: Mapping[str, Any]) -> Turn:
 
 def _plain(row: Row) -> Row:
     return {
-        name: row[name] if convert is None or row[name] is None else convert(row[name])
-        for name, convert in _COLUMN_CONVERTERS
+        name: convert(value) if value is not None and (convert := _COLUMN_CONVERTERS.get(name)) else value
+        for name, value in row.items()
     }
 
 
 def _plain_text(text: str) -> str:
-    # The output of a command may hold undecodable bytes as lone surrogates, which Parquet refuses.
-    text = text.value if isinstance(text, Enum) else text
+    # The output of a command may hold undecodable bytes as lone surrogates, which Parquet refuses. A member of an enum
+    # becomes its value.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -130,4 +128,4 @@ _CONVERTERS: dict[pa.DataType, Callable[[Any], Any]] = {
     pa.list_(pa.float16()): lambda values: np.asarray(values, np.float16).tolist(),
     pa.list_(pa.float32()): lambda values: array("f", values).tolist(),
 }
-_COLUMN_CONVERTERS = [(field.name, _CONVERTERS.get(field.type)) for field in SCHEMA]
+_COLUMN_CONVERTERS = {field.name: _CONVERTERS[field.type] for field in SCHEMA if field.type in _CONVERTERS}
