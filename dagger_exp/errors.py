@@ -44,6 +44,10 @@ class EngineError(PolicyError):
     """The engine that generates tokens failed."""
 
 
+class DriftError(EngineError):
+    """A server does not compute what the trainer computes."""
+
+
 class ContextError(PolicyError):
     """The conversation is longer than the model can read: a student's own doing, as at its own limit."""
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dagger_exp.types import Choice, Key, Message, Response, State, StepResult, Task, ToolCall
+from dagger_exp.types import Choice, Key, Message, Response, State, StepResult, Task, ToolCall, Usage
 
 
 class Env(Protocol):
@@ -204,12 +204,14 @@ class Scores:
     """Log-probabilities of given tokens at temperature 1.
 
     `logprobs` has one value per token but the first, which nothing predicts. `top_ids` and `top_logprobs` hold the
-    `num_top` likeliest tokens at each of these places; what is left of 1 is the mass of the tail.
+    `num_top` likeliest tokens at each of these places; what is left of 1 is the mass of the tail. `usage` is what they
+    have cost at a server.
     """
 
     logprobs: Sequence[float]
     top_ids: Sequence[Sequence[int]] = ()
     top_logprobs: Sequence[Sequence[float]] = ()
+    usage: Usage | None = None
 
 
 class Scorer(Protocol):

@@ -75,6 +75,8 @@ class Provider:
         """Path, body and headers of each."""
         self.faults: list[str] = []
         """What is to happen to the next requests, before the rate is asked."""
+        self.model_faults: list[str] = []
+        """What is to happen to the next questions for the models."""
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -83,8 +85,10 @@ class Provider:
         app.router.add_post("/{path:.*}", self._post)
         return app
 
-    async def _models(self, request: web.Request) -> web.Response:
+    async def _models(self, request: web.Request) -> web.StreamResponse:
         self.num_asked_for_models += 1
+        if self.model_faults:
+            return await self._fail(self.model_faults.pop(0), request)
         if not self.lists_models:
             raise web.HTTPNotFound
         return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}]})

@@ -88,8 +88,11 @@ def _node(cfg: Any, path: str) -> dict[str, Any]:
 
 def _weights(path: Path) -> tuple[str, int | None]:
     """Return which weights a server begins with, and the rank of the adapter that a folder or a run has for them."""
-    folder = path / "student" if (path / "student").is_dir() else path
+    run = path.parent.parent if path.suffix == ".ckpt" else path
+    folder = run / "student" if (run / "student").is_dir() else run
     if not (folder / "adapter_config.json").exists():
+        if run != path:
+            raise ConfigError(f"{path} holds weights that lie in no folder yet: give {run} once it has ended.")
         return str(folder), None
     adapter = json.loads((folder / "adapter_config.json").read_text())
     beside = folder / "base"  # where the run had the only copy
@@ -110,7 +113,7 @@ def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
         server = TeacherServer(host=place.hostname or "127.0.0.1", port=place.port or 8000)
     except ValueError as error:
         raise ConfigError(f"teacher.endpoint.address is {address}; write http://HOST:PORT.") from error
-    return server, server.command(str(model), name=str(model)) + _tool_arguments(cfg)
+    return server, server.command(str(model), name=str(model)) + _tool_arguments(cfg) + _logprob_arguments(cfg)
 
 
 def _tool_arguments(cfg: Any) -> list[str]:
@@ -121,6 +124,14 @@ def _tool_arguments(cfg: Any) -> list[str]:
     if not (scaffold and scaffold.tools and parser):
         return []
     return ["--enable-auto-tool-choice", "--tool-call-parser", str(parser)]
+
+
+def _logprob_arguments(cfg: Any) -> list[str]:
+    """Return what makes a server tell as many of the likeliest tokens as the labels hold."""
+    from dagger_exp.rollout.scored import MAX_LOGPROBS
+
+    num_top = _node(cfg, "labeler").get("num_top") or 0
+    return ["--max-logprobs", str(num_top)] if num_top > MAX_LOGPROBS else []
 
 
 class TeacherServer(VllmServer):

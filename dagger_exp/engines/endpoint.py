@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from dagger_exp.errors import ConfigError, ContextError, EngineError
 
@@ -43,6 +43,10 @@ class MissingError(ConfigError):
     """A server has nothing at a path."""
 
 
+class SilentError(ConfigError):
+    """A server tells nothing, which may pass."""
+
+
 class _Stays(urllib.request.HTTPRedirectHandler):
     """Follows nothing: a redirect is an answer like any other that is not 200."""
 
@@ -60,6 +64,10 @@ class Endpoint:
         max_attempts: how often a request is tried in all.
         first_pause_s: before the second attempt, at most; it doubles up to a minute.
         max_requests_per_s: shared by all requests; None for no limit.
+
+    Attributes:
+        num_requests: that were sent, each attempt.
+        num_failures: attempts that failed or were given up: the server may have been started again since.
     """
 
     def __init__(
@@ -79,7 +87,8 @@ class Endpoint:
         self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
         self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
-        self.num_requests = self.num_retries = 0
+        self.num_requests = self.num_failures = 0
+        self._has_answered = False
         self._session: aiohttp.ClientSession | None = None
         self._passage = asyncio.Lock()
         self._next_at = 0.0  # on the monotonic clock; no request begins before
@@ -107,56 +116,54 @@ class Endpoint:
         """
         data, failed = json.dumps(body).encode(), list[TransientError]()
         try:
-            return await self._post(path, data)  # most need no more, and tenacity takes as long as half a request
-        except TransientError as error:
-            failed.append(error)
+            return await self._attempt(path, data, failed)
+        except TransientError:  # most never come here: tenacity takes as long as half a request
+            retrying = AsyncRetrying(stop=stop_after_attempt(self.max_attempts), **self._patience(TransientError))
 
         async def attempt() -> dict[str, Any]:
-            if failed:  # the first one is over
-                raise failed.pop()
-            return await self._post(path, data)
+            if retrying.statistics["attempt_number"] == 1:
+                raise failed[0]  # the first one is over
+            return await self._attempt(path, data, failed)
 
-        said = list[str]()
         try:
-            return await self._retrying(said)(attempt)
+            return await retrying(attempt)
         except TransientError as error:
-            raise TransientError("; before that: ".join(dict.fromkeys([str(error), *said]))) from None
-
-    def _retrying(self, said: list[str]) -> AsyncRetrying:
-        """Return what tries again; what it tries again for is said."""
-
-        def note(state: RetryCallState) -> None:
-            self.num_retries += 1
-            said.append(str(state.outcome and state.outcome.exception()))
-
-        return AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            wait=wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
-            stop=stop_after_attempt(self.max_attempts),
-            before_sleep=note,
-            reraise=True,
-        )
+            raise TransientError("; before that: ".join(dict.fromkeys(map(str, [error, *failed])))) from None
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return what the server answers to a question before the first episode.
+        """Return what the server answers to a question before the first episode or between two rounds.
+
+        A server that has never answered is not asked again: its address may be wrong.
 
         Raises:
-            ConfigError: nothing answers there, or it does not let us in.
+            SilentError: nothing answers there, or it has failed.
             MissingError: it has nothing at this path.
+            ConfigError: it does not let us in.
         """
+        num_attempts = self.max_attempts if self._has_answered else 1
+        return Retrying(stop=stop_after_attempt(num_attempts), **self._patience(SilentError))(self._get, path)
+
+    def _patience(self, passing: type[Exception]) -> dict[str, Any]:
+        """Return how long tenacity waits before it tries again, and for what."""
+        pause = wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S)
+        return {"retry": retry_if_exception_type(passing), "wait": pause, "reraise": True}
+
+    def _get(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
         try:
             proxies = None if self._is_far else {}  # None: those of the environment
             opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _Stays)
             with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
-                return json.load(answer)
+                told = json.load(answer)
         except urllib.error.HTTPError as error:
-            raise self._closed(path, error) from None  # a log shows causes, and this one may hold the key
+            with error:
+                raise self._closed(path, error) from None  # a log shows causes, and this one may hold the key
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = self._masked(str(getattr(error, "reason", error)))
-            raise ConfigError(
-                f"no server answers at {self.address} ({reason}): start it, or mend the address."
-            ) from None
+            said = f"no server answers at {self.address} ({reason}): start it, or mend the address."
+            raise SilentError(said) from None
+        self._has_answered = True
+        return told
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return what the server tells of the models that it serves, by their names.
@@ -201,6 +208,16 @@ class Endpoint:
         key = self._key
         return " ".join((text.replace(key, "***") if key else text).split())[:MAX_MESSAGE_CHARS]
 
+    async def _attempt(self, path: str, data: bytes, failed: list[TransientError]) -> dict[str, Any]:
+        """Return what the server answers; a failure that may pass is noted."""
+        try:
+            return await self._post(path, data)
+        except (TransientError, asyncio.CancelledError) as error:
+            self.num_failures += 1
+            if isinstance(error, TransientError):
+                failed.append(error)
+            raise
+
     async def _post(self, path: str, data: bytes) -> dict[str, Any]:
         if self._session is None:
             raise EngineError(f"{self.address} was asked outside of `connected()`.")
@@ -209,6 +226,7 @@ class Endpoint:
         try:
             async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
                 text = await answer.read()
+            self._has_answered = True
             async with self._passage:  # one by one: what one answer leads to is sent before the work on another begins
                 await asyncio.sleep(0)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -237,7 +255,7 @@ class Endpoint:
         if status in REDIRECTS:
             return EngineError(self._elsewhere(path, headers.get("Location")))
         said = f"{self.address} answers {status}: {self._masked(_message(text))}"
-        if status in (408, 409, 425, 429) or status >= 500:
+        if _may_pass(status):
             if (retry_after := headers.get("Retry-After")) is not None:
                 self._next_at = max(self._next_at, time.monotonic() + min(_seconds(retry_after), MAX_PAUSE_S))
             return TransientError(said)
@@ -250,11 +268,16 @@ class Endpoint:
         said = f"{self._url(path)} answers {error.code} {self._masked(error.reason)}"
         key = self.api_key_env or "the variable that api_key_env names"
         mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
-        return (MissingError if error.code == 404 else ConfigError)(f"{said}: {mend}.")
+        kind = MissingError if error.code == 404 else SilentError if _may_pass(error.code) else ConfigError
+        return kind(f"{said}: {mend}.")
 
     def _elsewhere(self, path: str, location: str | None) -> str:
         place = self._masked(location or "another place")
         return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
+
+
+def _may_pass(status: int) -> bool:
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 def _message(text: str) -> str:

@@ -1,13 +1,21 @@
-"""Log-probabilities of given tokens from a vLLM server."""
+"""What a server says beside its text: log-probabilities of given tokens, and what an answer has cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.errors import EngineError
 from dagger_exp.protocols import Scores
+from dagger_exp.types import Usage
+
+
+def usage_of(answer: Any) -> Usage:
+    """Return what an answer has cost, as far as it tells."""
+    told = answer.get("usage") if isinstance(answer, Mapping) else None
+    counts = [(told if isinstance(told, Mapping) else {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
 
 
 async def score_at(
@@ -34,10 +42,11 @@ async def score_at(
         raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
     logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows[1:], strict=True)]
     if not num_top:
-        return Scores(logprobs)
+        return Scores(logprobs, usage=usage_of(answer))
     tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows[1:]]
     return Scores(
         logprobs,
         [[int(token) for token, _ in top] for top in tops],
         [[entry["logprob"] for _, entry in top] for top in tops],
+        usage_of(answer),
     )

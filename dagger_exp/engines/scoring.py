@@ -13,6 +13,10 @@ from dagger_exp.protocols import Scores
 CHUNK = 512
 """Places whose logits stand in memory at once: a vocabulary of 150,000 in fp32 takes 300 MB of them."""
 
+AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""What a model's config calls the changes that it makes to logits itself (Gemma, Granite, Cohere): it is asked for all
+of them at once."""
+
 
 @contextmanager
 def generating(model: torch.nn.Module) -> Iterator[None]:
@@ -38,11 +42,14 @@ def score(model: Any, token_ids: Sequence[int], num_top: int = 0) -> Scores:
     with generating(model):
         ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hidden = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-        head = inner.get_output_embeddings()
+        if any(getattr(inner.config, name, None) for name in AFTER_HEAD):
+            places, head = inner(input_ids=ids, use_cache=False).logits[0, :-1], torch.nn.Identity()
+        else:
+            places = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+            head = inner.get_output_embeddings()
         parts = [
-            _chunk(head(hidden[begin : begin + CHUNK]), ids[0, 1:][begin : begin + CHUNK], num_top)
-            for begin in range(0, len(hidden), CHUNK)
+            _chunk(head(places[begin : begin + CHUNK]), ids[0, 1:][begin : begin + CHUNK], num_top)
+            for begin in range(0, len(places), CHUNK)
         ]
     logprobs, top_ids, top_logprobs = ([row for part in parts for row in part[i]] for i in range(3))
     return Scores(logprobs, top_ids, top_logprobs) if num_top else Scores(logprobs)

@@ -7,44 +7,24 @@ again, a probe holds its log-probabilities against the trainer's.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import score_at
-from dagger_exp.engines.vllm_probe import DriftError, Probe
+from dagger_exp.engines.vllm_probe import Probe
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
-from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Transfer, Way, commanded
-from dagger_exp.errors import ConfigError, EngineError
+from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Servable, Transfer, Way, commanded
+from dagger_exp.errors import ConfigError, DriftError, EngineError
 from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import draw
 from dagger_exp.types import Key
 
 AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """A model's own `generation_config` would change the distribution that is trained."""
-
-
-class Servable(Protocol):
-    """What a server must know of a student."""
-
-    @property
-    def source(self) -> str | None:
-        """Folder or hub name of its untrained weights; None where they exist in memory only."""
-        ...
-
-    @property
-    def max_context_tokens(self) -> int: ...
-
-    @property
-    def lora_rank(self) -> int | None:
-        """Rank of its adapter; None where all weights are trained."""
-        ...
-
-    def save_base(self, folder: Path) -> None:
-        """Write a Hugging Face folder with all weights but an adapter's."""
-        ...
 
 
 class VllmEngine:
@@ -105,9 +85,7 @@ class VllmEngine:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
         version, key = self.version, sampling.key or Key(0, 0, "", 0)
-        endpoint = self.endpoints[
-            key.episode_index % len(self.endpoints)
-        ]  # always the same: its prefix is cached there
+        endpoint = self.endpoints[key.episode_index % len(self.endpoints)]  # always the same, for its prefix cache
         answer = await self._complete(
             endpoint,
             prompt=list(prompt_ids),
@@ -137,7 +115,18 @@ class VllmEngine:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Keep connections to all servers open."""
+        """Keep connections to all servers open while episodes are played.
+
+        Raises:
+            DriftError: a server has other weights when all is done; an adapter's name says of which an answer is.
+        """
+        async with self._open():
+            yield
+            for endpoint in self.endpoints if self.probe.ids and self.name == BASE else ():
+                await self._probe(endpoint)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
         self._in_doubt = asyncio.Lock()  # of this event loop
         async with AsyncExitStack() as stack:
             for endpoint in self.endpoints:
@@ -181,11 +170,12 @@ class VllmEngine:
             self._running.stop()
             self._running = None
 
-    def command(self, weights: str) -> list[str]:
+    def command(self, weights: str, *aliases: str) -> list[str]:
         """Return the line that starts a server for this student with weights of a folder or of the hub."""
         return self.server.command(
             weights,
             name=BASE,
+            aliases=aliases,
             max_context_tokens=self.student.max_context_tokens,
             lora_rank=self.student.lora_rank,
             transfer=self.transfer,
@@ -210,23 +200,29 @@ class VllmEngine:
         self._serve(self.student.source or str(self.folder / "base"))
 
     def _serve(self, weights: str) -> None:
-        self._running = self.server.start(self.command(weights), self.folder / "vllm.log")
+        ours = f"{BASE}-{secrets.token_hex(4)}"
+        self._running = self.server.start(self.command(weights, ours), self.folder / "vllm.log")
         self.endpoints = [self._make_endpoint(address=self._running.address)]
+        if ours not in self.endpoints[0].models():  # it has come second to a port, and will end
+            raise ConfigError(
+                f"another server answers at {self._running.address}: set engine.server.port to another port, or to "
+                "null for a free one."
+            )
 
     async def _sleep(self) -> None:
-        async with self.connected():
+        async with self._open():
             await self._everywhere("/sleep?level=1", {})
         self._is_asleep = True
 
     async def _update(self, version: int, weights: Any) -> None:
-        async with self.connected():
+        async with self._open():
             if self._is_asleep:
                 await self._everywhere("/wake_up", {})
                 self._is_asleep = False
             if version != self.version:
                 await self.way.send(version, weights, self.endpoints)
                 self.version = version
-            self.probe.take(weights)
+            self.probe.take(weights, version)
             for endpoint in self.endpoints:
                 await self._probe(endpoint)
 
@@ -247,9 +243,9 @@ class VllmEngine:
                 )
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        num_retries = endpoint.num_retries
+        num_failures = endpoint.num_failures
         scores = await self._score(endpoint, self.probe.ids, 0)
-        self.probe.compare(endpoint, scores.logprobs, num_retries, self.version)
+        self.probe.compare(endpoint, scores.logprobs, num_failures, self.version)
 
     async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
         """Return an answer of the weights that were sent last."""

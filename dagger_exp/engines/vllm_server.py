@@ -67,6 +67,7 @@ class VllmServer:
         model: str,
         *,
         name: str,
+        aliases: Sequence[str] = (),
         max_context_tokens: int | None = None,
         lora_rank: int | None = None,
         transfer: str | None = None,
@@ -77,6 +78,7 @@ class VllmServer:
         Args:
             model: folder or hub name.
             name: under which requests ask for it.
+            aliases: more names of it.
             max_context_tokens: longest prompt and response together; None as the model says.
             lora_rank: of the adapters that will come; None where none will.
             transfer: backend by which weights will come from GPU to GPU; None where none will.
@@ -92,18 +94,18 @@ class VllmServer:
             )
         # Not the script `vllm`: it is broken in some builds, and belongs to one environment only.
         line = [self.python or sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-        line += ["--served-model-name", name, "--host", self.host, "--dtype", self.dtype]
+        line += ["--served-model-name", name, *aliases, "--host", self.host, "--dtype", self.dtype]
         line += ["--port", str(self.port)] if self.port is not None else []
         line += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         line += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         line += ["--max-model-len", str(max_context_tokens)] if max_context_tokens else []
         line += (
-            ["--enable-lora", "--max-lora-rank", str(_served_rank(lora_rank)), "--max-loras", "2"] if lora_rank else []
+            ["--enable-lora", "--max-lora-rank", str(served_rank(lora_rank)), "--max-loras", "2"] if lora_rank else []
         )
         line += ["--weight-transfer-config", json.dumps({"backend": transfer})] if transfer else []
         line += ["--enable-sleep-mode"] if sleeps else []
         # What a token was drawn with is its log-probability after the temperature.
-        return [*line, "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", *self.arguments]
+        return [*line, "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", *map(str, self.arguments)]
 
     def shell_line(self, command: Sequence[str]) -> str:
         """Return a command as it is typed, with the variables that it needs."""
@@ -114,11 +116,11 @@ class VllmServer:
         """Start a server and wait until it answers.
 
         Raises:
-            ConfigError: there is no vLLM in the environment that was named.
+            ConfigError: there is no vLLM in the environment that was named, or the port is taken.
             EngineError: it ended, or did not answer in time; the message names its log.
         """
         self.check_python()
-        port = self.port or _free_port(self.host)
+        port = _port(self.host, self.port or 0)
         line = [*command, *([] if self.port is not None else ["--port", str(port)])]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -205,7 +207,7 @@ class RunningServer:
         return f"{errors[-1].strip()[-300:]} (see {self.log})"
 
 
-def _served_rank(rank: int) -> int:
+def served_rank(rank: int) -> int:
     """Return the smallest rank that vLLM takes and an adapter of this one fits in."""
     return next((served for served in LORA_RANKS if served >= rank), rank)
 
@@ -215,7 +217,15 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port(host: str) -> int:
+def _port(host: str, wanted: int) -> int:
+    """Return a port to listen to, a free one for 0; raises `ConfigError` where it is taken."""
     with socket.socket() as found:
-        found.bind((host, 0))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a server of ours has just left is free
+        try:
+            found.bind((host, wanted))
+        except OSError as error:
+            raise ConfigError(
+                f"a server cannot listen to {host}:{wanted} ({error.strerror}): set engine.server.port to another "
+                "port, or to null for a free one."
+            ) from error
         return int(found.getsockname()[1])

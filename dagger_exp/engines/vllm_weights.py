@@ -12,11 +12,33 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from dagger_exp.engines.endpoint import Endpoint, TransientError
+from dagger_exp.engines.vllm_server import served_rank
 from dagger_exp.errors import ConfigError, EngineError
 
 BASE = "student"
 """Name under which the server knows the weights that it was started with, and those that take their place."""
 TRANSFERS = ("nccl", "ipc")
+
+
+class Servable(Protocol):
+    """What a server must know of a student."""
+
+    @property
+    def source(self) -> str | None:
+        """Folder or hub name of its untrained weights; None where they exist in memory only."""
+        ...
+
+    @property
+    def max_context_tokens(self) -> int: ...
+
+    @property
+    def lora_rank(self) -> int | None:
+        """Rank of its adapter; None where all weights are trained."""
+        ...
+
+    def save_base(self, folder: Path) -> None:
+        """Write a Hugging Face folder with all weights but an adapter's."""
+        ...
 
 
 class Way(Protocol):
@@ -85,8 +107,8 @@ class Adapters:
             if isinstance(error, TransientError) and "LoRA rank" not in str(error):  # which vLLM calls its own failure
                 raise
             raise ConfigError(
-                f"{error}; start the server with --enable-lora --max-lora-rank {self.rank} on a disk that has {path}, "
-                "and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+                f"{error}; start the server with --enable-lora --max-lora-rank {served_rank(self.rank)} on a disk that "
+                f"has {path}, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
             ) from error
 
 
@@ -100,7 +122,7 @@ class Reloading:
 
     name = BASE
 
-    def __init__(self, student: Any, folder: Path) -> None:
+    def __init__(self, student: Servable, folder: Path) -> None:
         self.student, self.folder = student, folder
 
     def check(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dagger_exp.errors import DataError
@@ -60,6 +60,7 @@ class Evaluator:
             async with places:
                 # The round is not in the key: the same tasks meet the same coins after every round.
                 episode = await self.runner.run(task, Key(self.seed, 0, task.id, index))
+            episode = replace(episode, round_index=round_index)
             on_episode(episode)
             return episode
 

@@ -86,7 +86,8 @@ class ModelTeacher(LanguagePolicy):
         prompt_ids = self.chat.open(normalized(state.messages, self.scaffold)).prompt_ids
         if len(prompt_ids) + self.max_new_tokens > self.max_context_tokens:
             raise ContextError(f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}.")
-        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
+        own = state.key._replace(task_id=f"{self.id} {state.key.task_id}")  # the student draws from the task's
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, own)
         generation = await self.engine.generate(prompt_ids, sampling)
         usage = Usage(len(prompt_ids), len(generation.token_ids))
         [message] = normalized([self.chat.parse(generation.token_ids)], self.scaffold)

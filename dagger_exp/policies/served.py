@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint, MissingError
-from dagger_exp.engines.prompt_logprobs import score_at
+from dagger_exp.engines.prompt_logprobs import score_at, usage_of
 from dagger_exp.errors import ConfigError, PolicyError
 from dagger_exp.policies.llm import AnswerError, normalized, thought_apart, whole
 from dagger_exp.protocols import Env, Scaffold, Scores
-from dagger_exp.types import Message, Response, State, ToolCall, Usage
+from dagger_exp.types import Message, Response, State, ToolCall
 
 
 class ServedPolicy:
@@ -59,7 +59,7 @@ class ServedPolicy:
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
-            **({"tools": list(scaffold.tools)} if scaffold and scaffold.tools else {}),
+            **({"tools": list(scaffold.tools), "parallel_tool_calls": False} if scaffold and scaffold.tools else {}),
             **(request or {}),
         }
         self._id, self._is_tried = id, False
@@ -79,7 +79,7 @@ class ServedPolicy:
         messages = normalized(state.messages, self.scaffold)
         body = {"model": self.model, "messages": [_row(*at) for at in enumerate(messages)], **self.request}
         answer = await self.endpoint.post("/v1/chat/completions", body)
-        usage = _usage(answer)
+        usage = usage_of(answer)
         try:
             choice = answer["choices"][0]
             [message] = normalized([_message(choice["message"])], self.scaffold)
@@ -179,13 +179,6 @@ def _row(index: int, message: Message) -> dict[str, Any]:
             for i, call in enumerate(message.tool_calls)
         ]
     return row
-
-
-def _usage(answer: Any) -> Usage:
-    """Return what an answer has cost, as far as it tells."""
-    told = answer.get("usage") if isinstance(answer, Mapping) else None
-    counts = [(told if isinstance(told, Mapping) else {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _message(row: Mapping[str, Any]) -> Message:

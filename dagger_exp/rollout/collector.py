@@ -12,17 +12,19 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from dagger_exp.errors import ConfigError, DataError
+from dagger_exp.errors import ConfigError, DataError, DriftError
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
+from dagger_exp.rollout.goal import Done, Goal, is_hole, whole
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
+from dagger_exp.rollout.scored import try_scoring
 from dagger_exp.seeding import draw
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
@@ -35,49 +37,6 @@ PATIENCE = 100
 """Episodes after which a collection that has nothing but failures, or no label at all, is given up."""
 
 OnEpisode = Callable[[Episode], None]
-Done = dict[int, EpisodeSummary]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """When is a round full? Exactly one of the two numbers is given.
-
-    Args:
-        num_labels: a budget.
-        num_episodes: or a number of episodes.
-        labels: how many labels an episode counts.
-    """
-
-    num_labels: int | None
-    num_episodes: int | None
-    labels: Callable[[EpisodeSummary], int]
-
-    def size(self, done: Done) -> int | None:
-        """Return the smallest n such that episodes 0..n-1 are done and enough, None while there is none."""
-        if self.num_episodes is not None:
-            return self.num_episodes if all(i in done for i in range(self.num_episodes)) else None
-        labels, n = 0, 0
-        while labels < (self.num_labels or 0):
-            if n not in done:
-                return None
-            labels += self.labels(done[n])
-            n += 1
-        return n
-
-    def counts(self, summary: EpisodeSummary) -> int:
-        """Return what an episode gives to the round: its labels, or itself."""
-        is_label = self.num_labels is not None
-        return self.labels(summary) if is_label else int(not summary.stop_reason.is_infrastructure)
-
-    def wants(self, episode_index: int, done: Done) -> bool:
-        """Return whether this episode may be needed, those before it being done or played.
-
-        A straggler keeps a round open; that is no reason to begin what the round will drop.
-        """
-        if self.num_episodes is not None:
-            return episode_index < self.num_episodes
-        before = (self.labels(summary) for index, summary in done.items() if index < episode_index)
-        return sum(before) < (self.num_labels or 0)
 
 
 @contextmanager
@@ -142,6 +101,7 @@ class Collector:
         Raises:
             DataError: the split is empty, most episodes fail, or no episode yields a label.
             ConfigError: the teacher's budget of the run is spent before the round begins, or no demonstration helps.
+            DriftError: a server has had other weights meanwhile; the round's episodes are discarded.
         """
         if self.store.is_closed(round_index):
             reader = self.store.read(round_index)
@@ -159,8 +119,11 @@ class Collector:
         if self.runner.budget.spent is None:
             self._discard_failures(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
-        play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
-        full = asyncio.run(self._connected(play(round_index, goal, on_episode)))
+        try:
+            full = asyncio.run(self._play(round_index, goal, on_episode))
+        except DriftError:  # whose weights played is not known
+            self.store.discard(round_index, self.store.committed(round_index))
+            raise
         rows = self.store.rows(round_index, full)
         self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]
@@ -197,9 +160,11 @@ class Collector:
                 "the same command with hydra.run.dir=FOLDER goes on there."
             )
 
-    async def _connected(self, play: Awaitable[int]) -> int:
+    async def _play(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
+        play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
         async with self.runner.connected():
-            return await play
+            await try_scoring(self.runner.teacher, self.runner.labeler, self.runner.chat.end_id)
+            return await play(round_index, goal, on_episode)
 
     def task(self, round_index: int, episode_index: int) -> Task:
         """Return the task of an episode: the split in an order of its own for each round, again when it is used up."""
@@ -212,8 +177,8 @@ class Collector:
         while (full := goal.size(done)) is None:
             members = range(begin, min(begin + self.concurrency, goal.num_episodes or begin + self.concurrency))
             if any(index not in done for index in members):
-                if not self._may_begin(end):
-                    return _whole(done)
+                if not (self._may_begin(end) or is_hole(begin, done)):
+                    return whole(done)
                 episodes = await asyncio.gather(*(self._episode(round_index, index, end) for index in members))
                 await self._commit(episodes, done, goal, on_episode)
             begin = members.stop
@@ -225,12 +190,14 @@ class Collector:
         end = self._deadline()
         try:
             while (full := goal.size(done)) is None:
-                while self._may_begin(end) and len(playing) < self.concurrency and goal.wants(begin, done):
+                while len(playing) < self.concurrency and goal.wants(begin, done):
+                    if not (self._may_begin(end) or is_hole(begin, done)):
+                        break
                     if begin not in done:
                         playing.add(asyncio.create_task(self._episode(round_index, begin, end)))
                     begin += 1
                 if not playing:
-                    return _whole(done)
+                    return whole(done)
                 finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
                 await self._commit([task.result() for task in finished], done, goal, on_episode)
             return full
@@ -262,11 +229,6 @@ class Collector:
             on_episode(episode)
             if len(done) >= PATIENCE:
                 _give_up_without_hope(done, goal, episode)
-
-
-def _whole(done: Done) -> int:
-    """Return the largest n such that episodes 0..n-1 are done."""
-    return next(n for n in range(len(done) + 1) if n not in done)
 
 
 def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:

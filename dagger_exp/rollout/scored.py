@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
-from dagger_exp.protocols import Scorer, Scores
-from dagger_exp.types import Actor, Turn
+from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.protocols import Policy, Scorer, Scores
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.types import Actor, Turn, Usage
+
+MAX_LOGPROBS = 20
+"""What a vLLM server tells at each place, where its line says no more."""
 
 
-async def scored(turns: Sequence[Turn], scorer: Scorer, num_top: int) -> list[Turn]:
+async def scored(turns: Sequence[Turn], scorer: Scorer, num_top: int, spend: Callable[[Usage], None]) -> list[Turn]:
     """Return the turns of an episode, those of the student with the teacher's log-probabilities of their tokens.
 
     Args:
         turns: in order.
         scorer: the teacher, whose vocabulary is the student's.
         num_top: how many of the likeliest tokens to record at each place.
+        spend: is told what each request has cost.
     """
     done: list[Turn] = []
     for stretch in _stretches(turns):
-        ids = [token for turn in stretch for token in (*turn.context_ids, *turn.response_ids)]
-        scores = await scorer.score(ids, num_top)
+        asked = _until_student(stretch)
+        ids = [token for turn in asked for token in (*turn.context_ids, *turn.response_ids)]
+        scores = await scorer.score(ids, num_top) if ids else Scores(())
+        spend(scores.usage or Usage())
         begin = -1  # nothing predicts the first token
-        for turn in stretch:
+        for turn in asked:
             begin += len(turn.context_ids)
             span = slice(begin, begin + len(turn.response_ids))
             done.append(_with(turn, scores, span) if turn.actor is Actor.STUDENT else turn)
             begin = span.stop
+        done += stretch[len(asked) :]
     return done
+
+
+async def try_scoring(teacher: Policy, labeler: Labeler, token_id: int) -> None:
+    """Ask the teacher for log-probabilities once, where labels will have them; raises `ConfigError` if it has none."""
+    if not labeler.logprobs:
+        return
+    try:
+        await cast(Scorer, teacher).score([token_id, token_id], labeler.num_top)
+    except PolicyError as error:
+        raise ConfigError(
+            f"the teacher {teacher.id!r} gives no log-probabilities ({str(error).rstrip('.')}): serve it with vLLM and "
+            f"--max-logprobs {max(labeler.num_top, MAX_LOGPROBS)}, or set labeler.logprobs=false."
+        ) from error
 
 
 def _stretches(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
@@ -40,6 +63,12 @@ def _stretches(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
         stretch.append(turn)
     if stretch:
         yield stretch
+
+
+def _until_student(stretch: Sequence[Turn]) -> Sequence[Turn]:
+    """Return a stretch as far as its last turn of the student: nobody asks for what the teacher said after it."""
+    places = [place for place, turn in enumerate(stretch, 1) if turn.actor is Actor.STUDENT]
+    return stretch[: max(places, default=0)]
 
 
 def _with(turn: Turn, scores: Scores, span: slice) -> Turn:

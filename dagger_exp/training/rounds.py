@@ -163,6 +163,8 @@ class RoundCallback(lightning.Callback):
         """Collect what the store lacks, and close the round."""
         if not self.store.is_closed(round_index):
             self._hand_over(module, version=round_index)
+            if self.collector.is_imported(round_index) and self.num_rounds > 1:
+                self.collector.runner.teacher.check()  # the next round needs it, and would tell after hours
             budget = None if self.num_labels is None else self.num_labels[round_index]
             total = 0 if self.collector.is_imported(round_index) else budget or self.num_episodes or 0
             self.progress.begin("collect", round_index, total, beta=self._beta(round_index))

@@ -15,7 +15,7 @@ import pytest
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.errors import ConfigError, ContextError, EngineError
-from tests.provider import FAULTS, Provider, chat_answer, free_port, serving
+from tests.provider import FAULTS, MODEL, Provider, chat_answer, free_port, serving
 
 PATH, BODY = "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}
 KEY = "sk-planted"
@@ -54,7 +54,7 @@ def test_what_may_pass_is_tried_again(provider: Provider, address: str, fault: s
     endpoint = patient(address)
     [answer] = ask(endpoint)
     assert answer["choices"][0]["message"]["content"] == "test"
-    assert (endpoint.num_requests, endpoint.num_retries) == (3, 2)
+    assert (endpoint.num_requests, endpoint.num_failures) == (3, 2)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -94,7 +94,7 @@ def test_a_server_that_asks_for_a_pause_gets_it(provider: Provider, address: str
     provider.faults = ["429"]
     endpoint, begin = patient(address, first_pause_s=0.0), time.monotonic()
     ask(endpoint)
-    assert endpoint.num_retries == 1
+    assert endpoint.num_failures == 1
     assert time.monotonic() - begin >= 0.05  # its Retry-After, though its own pause is none
 
 
@@ -177,6 +177,21 @@ def test_no_redirect_is_followed_and_the_place_is_named(
         assert f"points to {address}/v1/models, where nothing is sent unasked: set the address" in said
     assert not provider.requests
     assert not provider.num_asked_for_models
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "cut", "half"])
+def test_a_question_is_asked_again_of_a_server_that_has_answered_before(
+    provider: Provider, address: str, fault: str
+) -> None:
+    endpoint = patient(address)
+    provider.model_faults = [fault]
+    with pytest.raises(ConfigError, match=address):
+        endpoint.models()
+    assert provider.num_asked_for_models == 1, "its address may be wrong, so a person hears of it at once"
+    provider.model_faults = ["500", fault]
+    ask(endpoint)
+    assert list(endpoint.models()) == [MODEL]
+    assert provider.num_asked_for_models == 4
 
 
 def test_a_key_that_is_missing_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from transformers import AutoModelForCausalLM
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm import VllmEngine
-from dagger_exp.engines.vllm_probe import DriftError
 from dagger_exp.engines.vllm_server import VllmServer
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, DriftError, EngineError
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.student import Lora, Student, from_scratch
 from dagger_exp.types import Key
@@ -158,9 +159,9 @@ def test_a_broken_connection_to_a_server_that_lives_sends_no_weights(tmp_path: P
         found.load_weights(1, moved(own))
         server.requests, server.faults = [], ["cut"]
         generated(found)
-        assert server.paths == ["/v1/completions"] * 5, "three answers, one repeated, and a probe"
+        assert server.paths == ["/v1/completions"] * 6, "three answers, one repeated, a probe, and one at the end"
         generated(found)
-        assert server.paths == ["/v1/completions"] * 3
+        assert server.paths == ["/v1/completions"] * 4
 
 
 def test_a_server_that_does_not_take_the_weights_again_is_no_student(tmp_path: Path) -> None:
@@ -172,6 +173,65 @@ def test_a_server_that_does_not_take_the_weights_again_is_no_student(tmp_path: P
         server.restart()
         with pytest.raises(DriftError, match="policy version 1"):
             generated(found)
+
+
+@pytest.mark.parametrize("how", ["a request that is given up", "one attempt only"])
+def test_a_server_that_comes_back_is_noticed_where_no_request_is_repeated(tmp_path: Path, how: str) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        [endpoint] = found.endpoints
+        endpoint.max_attempts = 1
+        server.faults = ["timeout" if how == "a request that is given up" else "cut"]
+
+        async def interrupted() -> Generation:
+            async with found.connected():
+                sampling = Sampling(1, 1.0, 1.0, Key(0, 0, "t", 0, 0))
+                with suppress(TimeoutError, EngineError):
+                    await asyncio.wait_for(found.generate(PROMPTS[0], sampling), timeout=1)
+                server.model = server.first
+                return await found.generate(PROMPTS[0], sampling)
+
+        answer = asyncio.run(interrupted())
+        assert answer.logprobs[0] == pytest.approx(score(own.model, PROMPTS[0]).logprobs[-1], abs=1e-4)
+
+
+def test_weights_that_another_run_has_sent_meanwhile_are_noticed_at_the_end(tmp_path: Path) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        server.model = server.first
+        with pytest.raises(DriftError, match="another run uses it too"):
+            generated(found)
+
+
+def test_a_server_that_keeps_weights_within_the_tolerance_is_noticed(tmp_path: Path) -> None:
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.probe.tolerance = 100.0
+        found.load_weights(1, moved(own))
+        server.answers["/collective_rpc"] = lambda body: {}
+        with pytest.raises(DriftError, match="are those of version 1: it has not taken the new weights"):
+            found.load_weights(2, moved(own))
+
+
+def test_a_server_that_another_run_has_started_is_not_taken_for_our_own(tmp_path: Path) -> None:
+    class Answering(VllmServer):
+        def check_python(self) -> None: ...
+
+        def command(self, model: str, **settings: Any) -> list[str]:
+            return [sys.executable, "-m", "tests.provider"]
+
+    own = student()
+    found = VllmEngine(student=own, end_id=own.chat.end_id, folder=tmp_path, server=Answering())
+    try:
+        with pytest.raises(ConfigError, match=r"another server answers at http://.*: set engine\.server\.port"):
+            found.load_weights(0, own.model)
+    finally:
+        found.close()
 
 
 def test_a_server_without_dev_mode_is_refused_with_the_mend(tmp_path: Path) -> None:

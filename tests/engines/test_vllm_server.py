@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,14 @@ def test_a_server_that_never_answers_is_given_up_and_ended(has_vllm: str, tmp_pa
     assert not said or not is_alive(int(said))
 
 
+def test_a_port_that_is_taken_is_named_before_anything_is_started(has_vllm: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"cannot listen to 127\.0\.0\.1:{port} .*engine\.server\.port"):
+            VllmServer(python=has_vllm, port=port).start(STAND_IN, tmp_path / "vllm.log")
+    assert not (tmp_path / "vllm.log").exists()
+
+
 def test_a_server_does_not_outlive_a_run_that_is_killed(has_vllm: str, tmp_path: Path) -> None:
     program = STARTS.format(stand_in=STAND_IN)
     command = [sys.executable, "-c", program, has_vllm, str(tmp_path / "vllm.log")]
@@ -83,14 +93,15 @@ def test_an_environment_without_vllm_is_named_with_the_mend(tmp_path: Path) -> N
 
 
 def test_the_line_says_what_the_config_says() -> None:
-    server = VllmServer(python="py", port=8123, tensor_parallel_size=4, arguments=["--enforce-eager"])
+    arguments: list[Any] = ["--enforce-eager", "--max-num-seqs", 8]  # a number, as it is typed
+    server = VllmServer(python="py", port=8123, tensor_parallel_size=4, arguments=arguments)
     line = " ".join(server.command("folder", name="student", max_context_tokens=512, lora_rank=8, sleeps=True))
     for part in (
         "py -m vllm.entrypoints.openai.api_server --model folder --served-model-name student",
         "--port 8123 --tensor-parallel-size 4",
         "--max-model-len 512 --enable-lora --max-lora-rank 8",
         "--enable-sleep-mode",
-        "--enforce-eager",
+        "--enforce-eager --max-num-seqs 8",
     ):
         assert part in line
     assert "--enable-lora" not in server.command("folder", name="student")

@@ -41,8 +41,8 @@ def policy(temperature: float = 1.0, top_p: float = 1.0) -> LanguagePolicy:
     return LanguagePolicy(engine=engine, chat=CHAT, max_new_tokens=4, temperature=temperature, top_p=top_p)
 
 
-def act(policy: LanguagePolicy, turn_index: int = 0) -> Response:
-    state = State(MESSAGES, CHAT.open(MESSAGES).prompt_ids, Key(0, 0, "t", 0, turn_index))
+def act(policy: LanguagePolicy, turn_index: int = 0, task_id: str = "t") -> Response:
+    state = State(MESSAGES, CHAT.open(MESSAGES).prompt_ids, Key(0, 0, task_id, 0, turn_index))
     return asyncio.run(policy.act(state, WORLD.make(WORLD.tasks("train")[0])))
 
 
@@ -91,7 +91,7 @@ def test_a_teacher_whose_answer_was_cut_or_says_nothing_gives_no_label() -> None
     )
     num_prompt_tokens, seen = len(CHAT.open(MESSAGES).prompt_ids), set[str]()
     for turn_index in range(400):
-        said = act(student, turn_index)
+        said = act(student, turn_index, "big t")  # a teacher draws with coins of its own
         usage = Usage(num_prompt_tokens, len(said.token_ids))
         if said.finish_reason == "stop" and said.message.content:
             assert act(teacher, turn_index) == Response(said.message, usage=usage)

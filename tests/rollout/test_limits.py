@@ -153,6 +153,24 @@ def test_a_resume_after_the_budget_is_spent_keeps_what_was_paid_for(tmp_path: Pa
     assert reasons(episodes)[:4] == [StopReason.MAX_TURNS, StopReason.TIMEOUT, StopReason.MAX_TURNS, StopReason.BUDGET]
 
 
+@pytest.mark.parametrize("limit", ["budget", "deadline"])
+def test_a_resume_after_a_limit_keeps_what_lies_behind_a_hole(tmp_path: Path, limit: str) -> None:
+    store, played = Store(tmp_path, "run"), runner(Slow())
+    for index in (0, 2, 3):  # 1 was playing when the run was killed
+        task = WORLD.tasks("train")[index]
+        store.commit(asyncio.run(played.run(task, Key(0, 0, task.id, index))))
+    if limit == "budget":
+        resumed = runner(Slow(), budget=TeacherBudget(tokens_per_round=90))
+        episodes = collected(resumed, tmp_path, num_episodes=50)
+        cut = StopReason.BUDGET
+    else:
+        resumed = runner(Slow(hangs_at=lambda key: True))
+        episodes = collected(resumed, tmp_path, num_episodes=50, round_timeout_s=0.0)
+        cut = StopReason.DEADLINE
+    whole = StopReason.MAX_TURNS
+    assert reasons(episodes) == [whole, cut, whole, whole]
+
+
 def test_a_resume_remembers_what_failures_have_cost(tmp_path: Path) -> None:
     class Killed(Exception):  # noqa: N818 - it stands for a kill, not for an error
         pass
@@ -240,7 +258,7 @@ def test_a_conversation_that_is_too_long_for_the_teacher_is_not_the_students_fai
         async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
             raise ContextError("512 tokens")
 
-    acting, scoring = runner(Slow(failure=ContextError("512 tokens"))), runner(Unscored())
+    acting, scoring = runner(Slow(failure=ContextError("512 tokens"))), runner(Unscored(), StudentOnly())
     for played in (acting, replace(scoring, labeler=Labeler(logprobs=True))):
         task = WORLD.tasks("train")[0]
         episode = asyncio.run(played.run(task, Key(0, 0, task.id, 0)))
