@@ -180,7 +180,7 @@ class Terminal:
     def _view(self) -> Group:
         """Return the live lines: where the run is, and what was seen last (T where the teacher acted)."""
         figures = Text(self._figures, no_wrap=True, overflow="ellipsis")
-        for actor in self._actors:
+        for actor in self._actors.copy():  # at once: this is another thread than the one whose episodes end
             figures.append("T" if actor is Actor.TEACHER else "s", "cyan" if actor is Actor.TEACHER else "green")
         return Group(self._bar, figures) if self._bar.task_ids else Group()
 

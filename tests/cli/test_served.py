@@ -83,6 +83,9 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
     assert "--model Qwen/Qwen3-Coder-30B-A3B-Instruct" in answer.out
     assert not any(words in answer.out for words in ("VLLM_SERVER_DEV_MODE", "LORA", "tool", "--max-model-len"))
     assert answer.out.rstrip().endswith("--tensor-parallel-size 4")
+    assert "--max-logprobs" not in answer.out
+    many = ("labeler=teacher_logprobs", "labeler.num_top=50")
+    assert call("serve", "teacher", "teacher=qwen3_coder_30b", *many).out.rstrip().endswith("--max-logprobs 50")
     answer = call("serve", "student", "student=qwen3_4b_instruct", "engine=vllm", "student.max_context_tokens=9000")
     assert "--max-model-len 9000 --enable-lora --max-lora-rank 16" in answer.out
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_SERVER_DEV_MODE=1" in answer.out
@@ -110,6 +113,10 @@ def test_a_teacher_is_served_as_the_scaffold_needs_it(
     [
         (("student",), "needs engine=vllm"),
         (("student", "engine=vllm"), "name student.path"),
+        (
+            ("student", "engine=vllm", "student.init=RUN/checkpoints/last.ckpt"),
+            "RUN/checkpoints/last.ckpt holds weights that lie in no folder yet: give RUN once it has ended.",
+        ),
         (("teacher",), "needs teacher=vllm"),
         (("teacher", "teacher=vlm"), "teacher=vlm"),
         (("teacher", "teacher=openai"), "is https://api.openai.com, which serves itself; for a server of your own"),
@@ -150,9 +157,10 @@ def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path)
         assert answer.code == 0, answer.err
         found = json.loads((tmp_path / f"evaluated_{place.name}/evaluation.json").read_text())
         assert found["eval/success_rate"] == rows[-1]["eval/success_rate"]
-    answer = call("serve", "student", "engine=vllm", "student=hf", f"student.path={tmp_path}/run")
-    assert f"--model {tmp_path}/run/student/base " in answer.out  # where the untrained weights are
-    assert "--enable-lora" in answer.out
+    for place in (tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"):
+        answer = call("serve", "student", "engine=vllm", "student=hf", f"student.path={place}")
+        assert f"--model {tmp_path}/run/student/base " in answer.out  # where the untrained weights are
+        assert "--enable-lora --max-lora-rank 32" in answer.out
     taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=16")
     answer = call("train", *QUICK, *taught, f"hydra.run.dir={tmp_path}/taught")
     assert answer.code == 0, answer.err

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from dagger_exp.cli.terminal import TABLES, Terminal
 from dagger_exp.config import compose_checked
+from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 ROW = {
     "round": 12,
@@ -35,3 +38,25 @@ def test_a_line_of_a_round_fits_eighty_columns(
     heading, line = capsys.readouterr().out.splitlines()[-2:]
     assert len(heading) == len(line) <= 79
     assert heading.split() == " ".join(TABLES[command]).split()
+
+
+def test_episodes_may_end_while_the_lines_are_drawn(tmp_path: Path) -> None:
+    terminal, is_over = Terminal(compose_checked("train", []), 1_000_000, tmp_path), threading.Event()
+    terminal.begin("collect", 0, 10)
+    turns = [Turn(0, actor, "", (), True, "", ()) for actor in Actor] * 20
+
+    def play() -> None:
+        while not is_over.is_set():
+            terminal.advance(0, episode=Episode(0, 0, "t", StopReason.SOLVED, turns))
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    playing = threading.Thread(target=play)
+    playing.start()
+    try:
+        drawn = [terminal._live.get_renderable() for _ in range(500)]
+    finally:
+        sys.setswitchinterval(usual)
+        is_over.set()
+        playing.join()
+    assert len(drawn) == 500

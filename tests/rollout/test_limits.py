@@ -16,7 +16,7 @@ import pytest
 from dagger_exp.chat import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
-from dagger_exp.errors import ConfigError, ContextError, DataError
+from dagger_exp.errors import ConfigError, ContextError, DataError, EngineError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly, TeacherOnly
 from dagger_exp.protocols import Env, Mixing, Scores
@@ -264,6 +264,30 @@ def test_a_conversation_that_is_too_long_for_the_teacher_is_not_the_students_fai
         episode = asyncio.run(played.run(task, Key(0, 0, task.id, 0)))
         assert episode.stop_reason is StopReason.TEACHER
         assert "512 tokens" in episode.error
+
+
+def test_a_teacher_that_gives_no_log_probabilities_is_refused_before_the_first_episode(tmp_path: Path) -> None:
+    class Unscored(Slow):
+        async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+            raise EngineError("a server of text")
+
+    teacher = Unscored()
+    played = replace(runner(teacher, StudentOnly()), labeler=Labeler(logprobs=True, num_top=50))
+    with pytest.raises(ConfigError, match=r"a server of text\): serve it with vLLM and --max-logprobs 50"):
+        collected(played, tmp_path, num_episodes=1)
+    assert not teacher.asked
+
+
+def test_scoring_is_spent_and_ends_with_the_budget(tmp_path: Path) -> None:
+    class Scoring(Slow):
+        async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
+            return Scores([-1.0] * (len(token_ids) - 1), usage=Usage(50, 0))
+
+    played = runner(Scoring(), StudentOnly(), budget=TeacherBudget(tokens_per_round=100))
+    played = replace(played, labeler=Labeler(logprobs=True))
+    episodes = collected(played, tmp_path, concurrency=1, num_episodes=3)
+    assert reasons(episodes) == [StopReason.MAX_TURNS, StopReason.BUDGET]
+    assert Store.open(tmp_path).manifest(0)["counts"]["rollout/num_teacher_prompt_tokens"] == 8 * 5 + 50
 
 
 def test_long_observations_lose_their_middle_and_it_is_recorded(tmp_path: Path) -> None:
