@@ -14,6 +14,7 @@ from dagger_exp.config import compose_checked
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor
+from tests.provider import free_port
 
 Call = Callable[..., Any]
 QUICK = ("debug=default", "evaluation.tasks=2", "env.num_bugs=1")
@@ -63,6 +64,17 @@ def test_dagger_goes_on_from_demonstrations(call: Call, demos: str, tmp_path: Pa
     assert more.err == (
         "error: demonstrations make round 0, which the store has already; leave out store or demonstrations.\n"
     )
+
+
+def test_a_teacher_of_later_rounds_is_looked_for_before_the_first_is_trained(
+    call: Call, demos: str, tmp_path: Path
+) -> None:
+    nobody = ("teacher=vllm", "teacher.model=x", f"teacher.endpoint.address=http://127.0.0.1:{free_port()}")
+    chosen = ("demonstrations=messages", f"demonstrations.files={demos}")
+    answer = call("train", *QUICK, *chosen, *nobody, "rounds.labels=10", f"hydra.run.dir={tmp_path}/run")
+    assert answer.code == 2
+    assert "no server answers at http://127.0.0.1:" in answer.err
+    assert not list((tmp_path / "run").rglob("episodes.parquet"))
 
 
 def test_mistakes_are_said_in_one_sentence(call: Call, demos: str, tmp_path: Path) -> None:
