@@ -70,6 +70,7 @@ class VllmEngine:
         self.version = -1
         self._num_restored, self._in_doubt = 0, asyncio.Lock()
         self._running: RunningServer | None = None
+        self.alias = f"{BASE}-{secrets.token_hex(4)}"  # no other run's server knows it
         self._is_asleep = sleeps and bool(addresses)  # after a run that was killed while it trained
 
     @property
@@ -200,10 +201,9 @@ class VllmEngine:
         self._serve(self.student.source or str(self.folder / "base"))
 
     def _serve(self, weights: str) -> None:
-        ours = f"{BASE}-{secrets.token_hex(4)}"
-        self._running = self.server.start(self.command(weights, ours), self.folder / "vllm.log")
+        self._running = self.server.start(self.command(weights, self.alias), self.folder / "vllm.log")
         self.endpoints = [self._make_endpoint(address=self._running.address)]
-        if ours not in self.endpoints[0].models():  # it has come second to a port, and will end
+        if self.alias not in self.endpoints[0].models():  # ours has come second to a port, and will end
             raise ConfigError(
                 f"another server answers at {self._running.address}: set engine.server.port to another port, or to "
                 "null for a free one."
