@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,14 @@ class Probe:
 
     A server that keeps weights of an earlier version may be within the tolerance, where a round has moved them little.
     So it may not be nearer to those either: that is asked where the two differ by more than `CLEARLY` times the noise,
-    which is what the last probe that was passed has found.
+    which is what the last probe of this server that was passed has found.
 
     Args:
         tolerance: largest difference of a log-probability, in nats.
     """
 
     def __init__(self, tolerance: float) -> None:
-        self.tolerance, self.drift, self._noise = tolerance, 0.0, 0.0
+        self.tolerance, self.drift, self._noise = tolerance, 0.0, dict[str, float]()
         self.ids, self._num_failures = list[int](), dict[str, int]()
         self._trained = dict[int, Sequence[float]]()  # by policy version: the first, the one before, and the last
 
@@ -58,10 +59,14 @@ class Probe:
                 f"{said} differ from the trainer's by {self.drift:.2g}, more than "
                 f"engine.probe_tolerance={self.tolerance:g}: it does not take them, or another run uses it too."
             )
+        noise = self._noise.get(endpoint.address, math.inf)
         for earlier, scores in self._trained.items():
-            if _apart(scores, trained) > CLEARLY * self._noise and _apart(served, scores) < self.drift:
-                raise DriftError(f"{said} are those of version {earlier}: it has not taken the new weights.")
-        self._noise, self._num_failures[endpoint.address] = self.drift, num_failures
+            if _apart(scores, trained) > CLEARLY * noise and _apart(served, scores) < self.drift:
+                raise DriftError(
+                    f"{said} are nearer to those of version {earlier}: it has not taken the new weights, or its dtype "
+                    "rounds them away (see engine.server.dtype)."
+                )
+        self._noise[endpoint.address], self._num_failures[endpoint.address] = self.drift, num_failures
 
     def is_due(self, endpoint: Endpoint) -> bool:
         """Whether a request has failed since: the server may have been started again, with other weights."""

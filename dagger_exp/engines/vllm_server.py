@@ -29,6 +29,8 @@ ENVIRONMENT = {
 PICKLES = "VLLM_ALLOW_INSECURE_SERIALIZATION"
 """Lets a server read pickles, and so whoever reaches it run anything: never set unasked."""
 STOP_TIMEOUT_S = 30.0
+PORT_TIMEOUT_S = 5.0
+"""How long a port may be held by a server of ours that is just ending."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Past any proxy: the server is on this machine."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -218,14 +220,16 @@ def _die_with_parent() -> None:
 
 
 def _port(host: str, wanted: int) -> int:
-    """Return a port to listen to, a free one for 0; raises `ConfigError` where it is taken."""
-    with socket.socket() as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a server of ours has just left is free
-        try:
+    """Return a port to listen to, a free one for 0; raises `ConfigError` where it stays taken."""
+    deadline = time.monotonic() + PORT_TIMEOUT_S
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only its last connections hold is free
             found.bind((host, wanted))
-        except OSError as error:
+            return int(found.getsockname()[1])
+        if time.monotonic() > deadline:
             raise ConfigError(
-                f"a server cannot listen to {host}:{wanted} ({error.strerror}): set engine.server.port to another "
-                "port, or to null for a free one."
-            ) from error
-        return int(found.getsockname()[1])
+                f"a server cannot listen to {host}:{wanted}, as where another one does: set engine.server.port to "
+                "another port, or to null for a free one."
+            )
+        time.sleep(0.2)

@@ -30,7 +30,7 @@ class ServedPolicy:
         tokenizer: folder or hub name of its tokenizer, which only log-probabilities need.
         max_context_tokens: what conversations grow to; a server that tells that it reads less is refused.
         tool_call_parser: of vLLM, with which a server of this model has to be started where there are tools.
-        request: more of the request's body, as a provider takes it.
+        request: more of the request's body, as a provider takes it; null leaves out what is there by default.
         id: name under which the policy is recorded; None is the model's.
     """
 
@@ -55,13 +55,10 @@ class ServedPolicy:
         self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
         self.tokenizer, self.scaffold, self.tool_call_parser = tokenizer, scaffold, tool_call_parser
         self.max_context_tokens, self.max_new_tokens = max_context_tokens, max_new_tokens
-        self.request: dict[str, Any] = {
-            "max_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            **({"tools": list(scaffold.tools), "parallel_tool_calls": False} if scaffold and scaffold.tools else {}),
-            **(request or {}),
-        }
+        body: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        if scaffold and scaffold.tools:
+            body |= {"tools": list(scaffold.tools), "parallel_tool_calls": False}  # a turn has one call
+        self.request = {name: value for name, value in {**body, **(request or {})}.items() if value is not None}
         self._id, self._is_tried = id, False
 
     @property
@@ -137,7 +134,7 @@ class ServedPolicy:
     def _try(self) -> None:
         """Ask for one token, so that a server that takes no tools is known before the first episode."""
         hello = [{"role": "user", "content": "hello"}]
-        limit = {"max_tokens": 1} if self.request["max_tokens"] else {}  # some take it by another name only
+        limit = {"max_tokens": 1} if "max_tokens" in self.request else {}  # some take it by another name only
 
         async def ask() -> None:
             async with self.connected():
@@ -152,6 +149,8 @@ class ServedPolicy:
         self._is_tried = True
 
     def _mend(self, said: str) -> str:
+        if "parallel_tool_calls" in said:
+            return "leave that out with +teacher.request.parallel_tool_calls=null"
         if "tool" not in said:
             return "mend teacher.endpoint.address, teacher.model or teacher.request"
         parser = self.tool_call_parser or "NAME"

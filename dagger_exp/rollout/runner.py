@@ -190,10 +190,9 @@ class Runner:
         """Return the turns with the teacher's log-probabilities, where they are asked for."""
         if not self.labeler.logprobs:
             return turns
-        self.budget.check()
         try:
             with self.watchdog.waiting(key, f"the log-probabilities of the teacher {self.teacher.id}"):
-                return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget.spend)
+                return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget)
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
 

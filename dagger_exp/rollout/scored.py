@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
 from dagger_exp.errors import ConfigError, PolicyError
 from dagger_exp.protocols import Policy, Scorer, Scores
+from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.types import Actor, Turn, Usage
 
@@ -15,21 +16,24 @@ MAX_LOGPROBS = 20
 """What a vLLM server tells at each place, where its line says no more."""
 
 
-async def scored(turns: Sequence[Turn], scorer: Scorer, num_top: int, spend: Callable[[Usage], None]) -> list[Turn]:
+async def scored(turns: Sequence[Turn], scorer: Scorer, num_top: int, budget: TeacherBudget) -> list[Turn]:
     """Return the turns of an episode, those of the student with the teacher's log-probabilities of their tokens.
 
     Args:
         turns: in order.
         scorer: the teacher, whose vocabulary is the student's.
         num_top: how many of the likeliest tokens to record at each place.
-        spend: is told what each request has cost.
+        budget: of the teacher, which is looked at before each request.
     """
     done: list[Turn] = []
     for stretch in _stretches(turns):
         asked = _until_student(stretch)
         ids = [token for turn in asked for token in (*turn.context_ids, *turn.response_ids)]
-        scores = await scorer.score(ids, num_top) if ids else Scores(())
-        spend(scores.usage or Usage())
+        scores = Scores(())
+        if asked:
+            budget.check()
+            scores = await scorer.score(ids, num_top)
+            budget.spend(scores.usage or Usage())
         begin = -1  # nothing predicts the first token
         for turn in asked:
             begin += len(turn.context_ids)

@@ -214,7 +214,7 @@ def test_a_server_that_keeps_weights_within_the_tolerance_is_noticed(tmp_path: P
         found.probe.tolerance = 100.0
         found.load_weights(1, moved(own))
         server.answers["/collective_rpc"] = lambda body: {}
-        with pytest.raises(DriftError, match="are those of version 1: it has not taken the new weights"):
+        with pytest.raises(DriftError, match="are nearer to those of version 1: it has not taken"):
             found.load_weights(2, moved(own))
 
 

@@ -69,7 +69,7 @@ def test_a_server_that_never_answers_is_given_up_and_ended(has_vllm: str, tmp_pa
 def test_a_port_that_is_taken_is_named_before_anything_is_started(has_vllm: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"cannot listen to 127\.0\.0\.1:{port} .*engine\.server\.port"):
+        with pytest.raises(ConfigError, match=rf"cannot listen to 127\.0\.0\.1:{port}, .*engine\.server\.port"):
             VllmServer(python=has_vllm, port=port).start(STAND_IN, tmp_path / "vllm.log")
     assert not (tmp_path / "vllm.log").exists()
 

@@ -64,6 +64,7 @@ def test_the_tools_of_the_scaffold_are_offered_and_a_call_that_is_text_is_a_call
     response, provider = answered({"content": f"I look.\n{TAGGED}"}, scaffold=scaffold)
     assert response.message == Message("assistant", "I look.", tool_calls=(LS,))
     assert provider.requests[0][1]["tools"] == list(scaffold.tools)
+    assert provider.requests[0][1]["parallel_tool_calls"] is False
     response, provider = answered({"content": "```bash\nls\n```"}, scaffold=BashScaffold())
     assert response.message == Message("assistant", "```bash\nls\n```")
     assert "tools" not in provider.requests[0][1]
@@ -211,6 +212,10 @@ def test_tools_are_tried_once_before_the_first_episode() -> None:
             '{"error": {"message": "no temperature here"}}',
             "mend teacher.endpoint.address, teacher.model or teacher.req",
         ),
+        (
+            '{"error": {"message": "Unsupported parameter: parallel_tool_calls"}}',
+            r"leave that out with \+teacher\.request\.parallel_tool_calls=null\.",
+        ),
     ],
 )
 def test_a_server_that_takes_no_tools_is_refused_with_the_mend(fault: str, mend: str) -> None:
@@ -222,6 +227,13 @@ def test_a_server_that_takes_no_tools_is_refused_with_the_mend(fault: str, mend:
         )
         with pytest.raises(ConfigError, match=f"{address} answers 400.*: {mend}"):
             policy.check()
+
+
+def test_what_a_provider_does_not_take_can_be_left_out() -> None:
+    without = {"parallel_tool_calls": None, "max_tokens": None, "max_completion_tokens": 9}
+    _, provider = answered({"content": TAGGED}, scaffold=ToolScaffold(), request=without)
+    assert not {"parallel_tool_calls", "max_tokens"} & provider.requests[0][1].keys()
+    assert provider.requests[0][1]["max_completion_tokens"] == 9
 
 
 def test_a_provider_need_not_list_its_models_but_must_answer() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dagger_exp.engines.scoring import score
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.protocols import Scores
+from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.scored import scored
 from dagger_exp.store.schema import episode_to_rows
 from dagger_exp.store.store import Store
@@ -52,28 +53,29 @@ TURNS = [
 
 
 def test_each_token_of_the_student_gets_its_own_value_and_a_branch_begins_anew() -> None:
-    teacher, spent = Echo(), list[Usage]()
-    done = asyncio.run(scored(TURNS, teacher, 0, spent.append))
-    assert spent == [Usage(11, 1), Usage(4, 1)]
+    teacher, budget = Echo(), TeacherBudget()
+    done = asyncio.run(scored(TURNS, teacher, 0, budget))
+    assert budget.in_round == Usage(11 + 4, 2)
     assert teacher.asked == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 12, 13]]
     assert [one.teacher_logprobs for one in done] == [[-3.0, -4.0], (), [-8.0, -9.0, -10.0], [-3.0]]
 
 
 def test_nothing_is_asked_about_what_the_teacher_said_last() -> None:
     teacher, last = Echo(), turn(4, T, [14], [15])
-    done = asyncio.run(scored([*TURNS, last, turn(5, T, [1], [2], branch=True)], teacher, 0, spend=print))
+    budget = TeacherBudget(tokens_per_round=17)  # what is not asked is not refused, though these are spent
+    done = asyncio.run(scored([*TURNS, last, turn(5, T, [1], [2], branch=True)], teacher, 0, budget))
     assert teacher.asked == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 12, 13]]
     assert [one.turn_index for one in done] == list(range(6))
 
 
 def test_the_likeliest_tokens_lie_one_place_after_the_other() -> None:
-    done = asyncio.run(scored(TURNS, Echo(), 2, spend=print))
+    done = asyncio.run(scored(TURNS, Echo(), 2, TeacherBudget()))
     assert done[0].teacher_top_ids == [4, 4, 5, 5]
     assert done[2].teacher_top_logprobs == [-0.5] * 6
 
 
 def test_they_are_kept_as_16_bit_numbers(tmp_path: Path) -> None:
-    turns = asyncio.run(scored(TURNS[:1], Echo(), 1, spend=print))
+    turns = asyncio.run(scored(TURNS[:1], Echo(), 1, TeacherBudget()))
     turns[0] = replace(turns[0], teacher_logprobs=[-0.1, -2.0])
     episode = Episode(0, 0, "t", StopReason.SOLVED, turns)
     store = Store(tmp_path, "run")
