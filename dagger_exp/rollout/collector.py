@@ -128,9 +128,8 @@ class Collector:
         self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]
         _check_failures(round_index, episodes)
-        counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin}
-        counts |= self.runner.budget.metrics()
-        self.store.close_round(round_index, rows, counts)
+        counts = {"round/collect_s": time.monotonic() - begin, **self.runner.budget.metrics()}
+        self.store.close_round(round_index, rows, rollout_metrics(episodes) | counts)
         return episodes
 
     def _discard_failures(self, round_index: int) -> None:

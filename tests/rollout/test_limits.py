@@ -34,6 +34,8 @@ from dagger_exp.types import Episode, Key, Message, Response, State, StepResult,
 WORLD = RepoRepair(max_turns=3)
 TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
 CHAT = Chat(TOKENIZER)
+ROUND_S = 6.0
+"""Deadline of rounds that never end: all else is done long before it."""
 
 
 @dataclass
@@ -98,7 +100,7 @@ def reasons(episodes: Sequence[Episode]) -> list[StopReason]:
 
 def test_a_straggler_does_not_hold_a_round_beyond_its_deadline(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key.episode_index == 1)
-    episodes = collected(runner(teacher), tmp_path, round_timeout_s=2.0, num_episodes=6)
+    episodes = collected(runner(teacher), tmp_path, round_timeout_s=ROUND_S, num_episodes=6)
     assert reasons(episodes) == [StopReason.DEADLINE if i == 1 else StopReason.MAX_TURNS for i in range(6)]
     assert "deadline" in episodes[1].error
     assert rollout_metrics(episodes)["rollout/num_failed"] == 1
@@ -106,15 +108,15 @@ def test_a_straggler_does_not_hold_a_round_beyond_its_deadline(tmp_path: Path) -
 
 def test_a_round_that_was_cut_is_closed_with_what_it_has(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key.episode_index >= 5)
-    episodes = collected(runner(teacher), tmp_path, round_timeout_s=2.0, concurrency=2, num_labels=1000)
+    episodes = collected(runner(teacher), tmp_path, round_timeout_s=ROUND_S, concurrency=2, num_labels=1000)
     assert reasons(episodes) == [StopReason.MAX_TURNS] * 5 + [StopReason.DEADLINE] * 2
     assert Store.open(tmp_path).is_closed(0)
 
 
 def test_a_deadline_that_meets_the_time_out_of_episodes_ends_them_all(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key.episode_index > 0)
-    played = runner(teacher, episode_timeout_s=2.0, max_attempts=2)
-    episodes = collected(played, tmp_path, round_timeout_s=2.0, concurrency=32, num_episodes=32)
+    played = runner(teacher, episode_timeout_s=ROUND_S, max_attempts=2)
+    episodes = collected(played, tmp_path, round_timeout_s=ROUND_S, concurrency=32, num_episodes=32)
     assert reasons(episodes)[0] is StopReason.MAX_TURNS
     assert set(reasons(episodes)[1:]) <= {StopReason.DEADLINE, StopReason.TIMEOUT}
 
@@ -122,7 +124,7 @@ def test_a_deadline_that_meets_the_time_out_of_episodes_ends_them_all(tmp_path: 
 def test_a_deadline_closes_a_round_without_labels_too(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key.episode_index == 1)
     played = replace(runner(teacher), labeler=Labeler(turns="none"))
-    episodes = collected(played, tmp_path, round_timeout_s=2.0, concurrency=1, num_episodes=4)
+    episodes = collected(played, tmp_path, round_timeout_s=ROUND_S, concurrency=1, num_episodes=4)
     assert reasons(episodes) == [StopReason.MAX_TURNS, StopReason.DEADLINE]
 
 
