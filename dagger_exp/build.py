@@ -39,6 +39,7 @@ from dagger_exp.training.record import RunRecord
 from dagger_exp.training.rounds import Progress, RoundCallback
 from dagger_exp.training.student import Student
 from dagger_exp.training.teacher import check_vocabularies
+from dagger_exp.training.tree_check import check_trees
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Below the run folder."""
@@ -166,6 +167,7 @@ def build_training(
         sweep: the W&B group, where the config names none.
         overrides: what was typed, for W&B to show beside the config.
     """
+    check_trees(run.student)
     module = StudentModule(
         run.student,
         optimizer=make(cfg.optimizer),
@@ -211,8 +213,7 @@ def build_trainer(
     cfg: DictConfig, folder: Path, callbacks: list[lightning.Callback], loggers: list[Logger]
 ) -> lightning.Trainer:
     """Build Lightning's trainer; it requeues nothing, since the command line does."""
-    if cfg.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
-        raise ConfigError("trainer.accelerator is gpu, and PyTorch finds none; choose trainer=cpu.")
+    _check_accelerator(cfg.trainer.accelerator)
     return make(
         cfg.trainer,
         default_root_dir=folder,
@@ -227,6 +228,23 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # of `self.log`, which is not used: the round callback logs each row with its axis
     )
+
+
+def place_student(run: Run, accelerator: str) -> None:
+    """Move a student that plays in this process to where a trainer would have it.
+
+    Raises:
+        ConfigError: there is no such accelerator.
+    """
+    _check_accelerator(accelerator)
+    device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and run.engine.is_lock_step:
+        run.student.model.to(device)
+
+
+def _check_accelerator(accelerator: str) -> None:
+    if accelerator == "gpu" and not torch.accelerator.is_available():
+        raise ConfigError("trainer.accelerator is gpu, and PyTorch finds none; choose trainer=cpu.")
 
 
 def silence_libraries() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ def load_checked(folder: Path) -> DictConfig:
 WITH_ENV = ("scaffold", "sandbox")
 AS_IN_RUN = ("env", *WITH_ENV, "rollout", "evaluation", "student.max_context_tokens")
 """What an evaluation takes from the run that made the student; another env has its own scaffold and sandbox."""
+BUNDLES = ("experiment", "debug")
+"""Files that set some of it, which an evaluation could not tell from what stands by default."""
 
 
 def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
@@ -60,10 +64,15 @@ def as_in_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictCo
         overrides: as they were typed; a choice of `env` leaves nothing of the run's.
 
     Raises:
-        ConfigError: the run's config cannot be read.
+        ConfigError: the run's config cannot be read, or a bundle was typed.
     """
     theirs = load_checked(folder)
     typed = {override.partition("=")[0].lstrip("+") for override in overrides}
+    if bundles := typed & set(BUNDLES):
+        raise ConfigError(
+            f"{min(bundles)}=... sets an env and lengths, which an evaluation takes from its student's run; leave it "
+            "out, or name what shall differ, as in env=textworld evaluation.tasks=20."
+        )
     merged = OmegaConf.create(OmegaConf.to_container(cfg))  # free of the schema, which takes no whole nodes
     for key in AS_IN_RUN:
         if key not in typed and not (key in WITH_ENV and "env" in typed):
@@ -89,6 +98,7 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         typed = OmegaConf.merge(schema, cfg)
     assert isinstance(typed, DictConfig)
     _check_values(typed, "", command)
+    _check_key_names(typed)
     _check_lengths(typed)
     _check_mixing(typed)
     if command == "train" and typed.labeler.get("turns") == "none":
@@ -132,6 +142,17 @@ def _check_given(node: Any, path: str, command: str) -> None:
             value = node[key]
         if OmegaConf.is_dict(value):
             _check_given(value, f"{path}.{key}", command)
+
+
+def _check_key_names(cfg: DictConfig) -> None:
+    """Refuse what may be a key itself where the name of its variable belongs, before it is written anywhere."""
+    for path in ("teacher.endpoint.api_key_env", "engine.endpoint.api_key_env"):
+        name = OmegaConf.select(cfg, path)
+        if name is not None and not (re.fullmatch("[A-Z][A-Z0-9_]*", str(name)) or str(name) in os.environ):
+            raise ConfigError(
+                f"{path} is the name of the variable that holds the key, as OPENAI_API_KEY; what it is set to is no "
+                "variable here, and not shown, since it may be the key itself."
+            )
 
 
 def _check_lengths(cfg: DictConfig) -> None:

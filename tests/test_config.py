@@ -60,6 +60,22 @@ def test_a_method_meets_every_schedule_or_says_why_not(method: str) -> None:
                 check(cfg)
 
 
+@pytest.mark.parametrize(
+    "bundle", [f"{group}={option}" for group in ("experiment", "sweep") for option in options(group)]
+)
+def test_a_method_is_the_same_inside_every_bundle(bundle: str) -> None:
+    for method in options("method"):
+        inside, alone = (compose_checked("train", [*typed, f"method={method}"]) for typed in ([bundle], []))
+        assert inside.name == method
+        if method != "dagger":  # whose schedule a bundle may choose
+            assert (inside.mixing, inside.schedule, inside.labeler) == (alone.mixing, alone.schedule, alone.labeler)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_has_a_quick_version(experiment: str) -> None:
+    check(compose_checked("train", [f"experiment={experiment}", "debug=default"]))
+
+
 BAD = [
     ("rounds.num_round=3", "rounds.num_round is unknown; did you mean rounds.num_rounds?"),
     ("env.num_filez=1", "env.num_filez is unknown; did you mean env.num_files?"),
@@ -114,6 +130,10 @@ BAD = [
     ("filter=solved filter.warmup_rounds=2", "filter.warmup_rounds is unknown"),
     ("scaffold=tools", "this env runs no commands and takes no scaffold; remove scaffold=..., or choose another env."),
     ("sandbox=docker", "this env runs no commands and takes no sandbox; remove sandbox=..., or choose another env."),
+    (
+        "teacher=openai teacher.model=x teacher.endpoint.api_key_env=sk-1",
+        "teacher.endpoint.api_key_env is the name of ",
+    ),
     ("aggregation=all", "aggregation is all; it must be one of union, latest, window."),
     ("loss.normalize=x", "loss.normalize is x; it must be one of token, turn, episode."),
 ]

@@ -12,9 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-
-from dagger_exp.cli.manifest import open_manifest
+from dagger_exp.cli.manifest import open_manifest, typed_for
 from dagger_exp.cli.run import run_command
 from dagger_exp.store.files import write_json
 
@@ -34,18 +32,20 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.config import as_in_run, check
 
     if (trained := run_of(cfg.student)) is not None:
-        cfg = as_in_run(cfg, trained, list(HydraConfig.get().overrides.task))
+        cfg = as_in_run(cfg, trained, typed_for(folder))
     check(cfg, "evaluate")
-    from dagger_exp.build import build_run
+    run_id = str(open_manifest(folder, cfg)["run_id"])  # before what takes long, and may be interrupted
+    from dagger_exp.build import build_run, place_student
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.evaluation.metrics import evaluation_metrics
     from dagger_exp.training.record import RunRecord
 
     with (
-        closing(build_run(cfg, folder, str(open_manifest(folder, cfg)["run_id"]))) as run,
+        closing(build_run(cfg, folder, run_id)) as run,
         Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal,
     ):
         run.evaluator.runner.watchdog.say = terminal.warn
+        place_student(run, cfg.trainer.accelerator)
         run.engine.load_weights(0, run.student.model)
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
         episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))

@@ -94,6 +94,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{path} is damaged; restore it, or start a new run.") from error
 
 
+def typed_for(folder: Path) -> list[str]:
+    """Return the overrides that began a run; a resume types none."""
+    path = folder / "manifest.json"
+    return list(read_manifest(folder)["command"][1:] if path.exists() else HydraConfig.get().overrides.task)
+
+
 def began_as(folder: Path) -> str:
     """Return the command that began a run; `dagger-train` where nothing tells."""
     path = folder / "manifest.json"

@@ -109,8 +109,8 @@ def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
     if not address or model is None:
         raise ConfigError("dagger-serve teacher needs teacher=vllm teacher.model=FOLDER, or another served teacher.")
     try:
-        place = urlsplit(address)
-        server = TeacherServer(host=place.hostname or "127.0.0.1", port=place.port or 8000)
+        place, python = urlsplit(address), OmegaConf.select(cfg, "engine.server.python")
+        server = TeacherServer(python=python, host=place.hostname or "127.0.0.1", port=place.port or 8000)
     except ValueError as error:
         raise ConfigError(f"teacher.endpoint.address is {address}; write http://HOST:PORT.") from error
     return server, server.command(str(model), name=str(model)) + _tool_arguments(cfg) + _logprob_arguments(cfg)

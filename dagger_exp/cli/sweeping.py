@@ -57,11 +57,7 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
         show(found, states)
         if is_dry:
             return
-        wanted = [
-            job
-            for job, state in zip(found.jobs, states, strict=True)
-            if state.state != "finished" and state.state not in ALIVE
-        ]
+        wanted = idle(found.jobs, states)
         with undone_if_refused(found.folder):
             record(found, command, typed)
             if wanted:
@@ -128,6 +124,11 @@ def undone_if_refused(folder: Path) -> Iterator[None]:
         raise
 
 
+def idle(jobs: Sequence[Job], states: Sequence[JobState]) -> list[Job]:
+    """Return the jobs that nobody has finished, runs or has queued."""
+    return [job for job, state in zip(jobs, states, strict=True) if state.state not in ("finished", *ALIVE)]
+
+
 def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
     """Hand the jobs to Hydra's launcher, and wait for them.
 
@@ -136,11 +137,13 @@ def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[Di
     """
     for one in wanted:
         (found.folder / one.name / CANCELLED).unlink(missing_ok=True)
-    size = found.master.hydra.sweeper.max_batch_size or len(wanted)
+    # One after the other is one at a time: what another launch of this sweep has begun meanwhile is left to it.
+    is_basic = launcher_of(found.master) == "BasicLauncher"
+    size = 1 if is_basic else found.master.hydra.sweeper.max_batch_size or len(wanted)
     try:
         for first in range(0, len(wanted), size):
             batch = [one for one in wanted[first : first + size] if not (found.folder / one.name / CANCELLED).exists()]
-            if batch:
+            if batch := idle(batch, job_states(found.folder, [one.name for one in batch])):
                 _launch(hydra, found, batch, first, task)
     except KeyboardInterrupt as error:
         again = f"dagger-sweep resume {found.folder}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,8 @@ from dagger_exp.types import Actor, Episode
 Row = Mapping[str, float]
 STRIP = 40
 """Turns of the strip that shows who acted."""
+OF_METHODS = ("method", "mixing", "schedule", "labeler")
+"""What another method brings by itself."""
 
 
 def _shown(name: str, form: str) -> Callable[[Row], str]:
@@ -170,7 +173,7 @@ class Terminal:
         other = ("dagger", "as many labels, the student acting too")
         if self.name != "sft":
             other = ("sft", "as many labels, the teacher acting alone")
-        train = ["dagger-train", *_chosen(self.folder, but="method"), f"method={other[0]}"]
+        train = ["dagger-train", *chosen(self.folder, but=OF_METHODS), f"method={other[0]}"]
         evaluate = ["dagger-evaluate", shlex.quote(f"student.init={_short(self.folder)}")]
         return {" ".join(train): other[1], " ".join(evaluate): "the student again"}
 
@@ -209,7 +212,8 @@ def _manifest(folder: Path) -> dict[str, dict[str, str] | list[str]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _chosen(folder: Path, but: str = "") -> list[str]:
-    """Return what was typed to start the run, but for one key."""
+def chosen(folder: Path, but: Sequence[str]) -> list[str]:
+    """Return what was typed to start a run, as in a shell, but for its place and for these groups and their keys."""
     typed = list(_manifest(folder).get("command", []))[1:]
-    return [shlex.quote(override) for override in typed if not override.startswith((f"{but}=", "sweep_name="))]
+    left_out = {*but, "sweep_name", "hydra"}
+    return [shlex.quote(override) for override in typed if re.split("[=.@]", override.lstrip("+~"))[0] not in left_out]

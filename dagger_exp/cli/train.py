@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.cli.manifest import open_manifest
 from dagger_exp.cli.run import run_command
+from dagger_exp.errors import ConfigError
 from dagger_exp.store.files import ASIDE_SUFFIX
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.training.rounds import Silent
 
+    refuse_another_adapter(cfg, manifest["command"][1:])
     is_first = is_first_process()
     if is_first:
         remove_asides(folder)
@@ -53,11 +56,12 @@ def train(cfg: DictConfig, folder: Path) -> None:
         trainer, module, datamodule, rounds = build_training(
             cfg, run, run_id, progress, manifest["sweep"], manifest["command"][1:]
         )
+        path = folder / CHECKPOINT
         if is_first:
-            run.student.save_format(folder / "student")
+            if not path.exists():  # later starts may find other weights where these came from, and keep the copy
+                run.student.save_format(folder / "student")
             warn_of_few(cfg, run, progress)
         prepare_processes(cfg, folder)
-        path = folder / CHECKPOINT
         fit(trainer, module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
         if is_first:
             rounds.finish(trainer, module)
@@ -65,6 +69,19 @@ def train(cfg: DictConfig, folder: Path) -> None:
             rounds.record.close(folder)
     if isinstance(progress, Terminal) and manifest["sweep"] is None:
         progress.finish()
+
+
+def refuse_another_adapter(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Refuse what was typed in vain: a student that is an adapter is trained on as it is."""
+    from dagger_exp.training.model_folder import ModelFolder
+
+    given = cfg.student.get("init") or cfg.student.get("path")
+    vain = [override for override in typed if override.startswith(("student.lora", "student.finetuning=full"))]
+    if vain and given and ModelFolder.at(str(given)).has_adapter:
+        raise ConfigError(
+            f"{vain[0]} changes nothing, since {given} is an adapter, which is trained on as it is: leave that out, or "
+            "start from a model."
+        )
 
 
 def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -82,13 +83,14 @@ class Endpoint:
     ) -> None:
         if not address.startswith(("http://", "https://")):
             raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
+        if max_requests_per_s is not None and max_requests_per_s <= 0:
+            raise ConfigError(f"max_requests_per_s is {max_requests_per_s}; it must be above 0, or null for no limit.")
         given = address.rstrip("/")
         self._base = given if given.count("/") > 2 else f"{given}/v1"
         self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
         self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
-        self.num_requests = self.num_failures = 0
-        self._has_answered = False
+        self.num_requests, self.num_failures, self._has_answered = 0, 0, False
         self._session: aiohttp.ClientSession | None = None
         self._passage = asyncio.Lock()
         self._next_at = 0.0  # on the monotonic clock; no request begins before
@@ -99,7 +101,7 @@ class Endpoint:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._headers(), trust_env=self._is_far
+            connector=connector, timeout=timeout, headers=self._headers(), proxy=self._proxies.get("https")
         ) as session:
             self._session, self._passage = session, asyncio.Lock()
             try:
@@ -151,8 +153,7 @@ class Endpoint:
     def _get(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
         try:
-            proxies = None if self._is_far else {}  # None: those of the environment
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _Stays)
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler(self._proxies), _Stays)
             with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
                 told = json.load(answer)
         except urllib.error.HTTPError as error:
@@ -183,9 +184,11 @@ class Endpoint:
         return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self.address + path
 
     @property
-    def _is_far(self) -> bool:
-        """Whether the environment's proxies are on the way; they are not to a server of one's own."""
-        return self.address.startswith("https://")
+    def _proxies(self) -> dict[str, str]:
+        """The environment's, but for a server of one's own; aiohttp would take passwords of ~/.netrc with them."""
+        place = urlsplit(self.address)
+        is_near = place.scheme == "http" or urllib.request.proxy_bypass(place.netloc)
+        return {} if is_near else urllib.request.getproxies()
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}

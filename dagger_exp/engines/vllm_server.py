@@ -154,11 +154,11 @@ class VllmServer:
         try:
             missing = subprocess.run([python, "-c", found], capture_output=True, check=False).returncode  # noqa: S603
         except OSError as error:
-            raise ConfigError(f"server.python is {python}, which does not run: {error.strerror}.") from error
+            raise ConfigError(f"engine.server.python is {python}, which does not run: {error.strerror}.") from error
         if missing:
             raise ConfigError(
                 f'{python} has no vLLM: pip install "dagger-exp[vllm]", or name an environment that has it in '
-                "server.python, or give the addresses of servers that run."
+                "engine.server.python (of engine=vllm), or give the addresses of servers that run."
             )
 
 

@@ -83,10 +83,11 @@ class ModelFolder:
     def with_adapter(self, dtype: str) -> PeftModel:
         """Return the model of an adapter's folder, of which training goes on with the adapter."""
         model = AutoModelForCausalLM.from_pretrained(self.base, dtype=getattr(torch, dtype))
-        if self.checkpoint is None:
-            return PeftModel.from_pretrained(model, self.source, is_trainable=True)
         settings = PeftConfig.from_pretrained(self.source)
+        settings.base_model_name_or_path = self.base  # what it is saved with: the weights of now, wherever they were
         settings.inference_mode = False  # as it is saved at the end of a run
+        if self.checkpoint is None:
+            return PeftModel.from_pretrained(model, self.source, is_trainable=True, config=settings)
         adapted = get_peft_model(model, settings)
         adapted.load_state_dict(_weights(self.checkpoint), strict=False)  # of what is frozen a checkpoint holds nothing
         return adapted

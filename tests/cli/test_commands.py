@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dagger_exp.cli.jobs import set_state
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor, StopReason
 
@@ -121,13 +124,47 @@ def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], 
     assert found["eval/num_tasks"] == 3, "what is typed wins"
     config = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())["config"]
     assert (config["env"]["num_bugs"], config["rollout"]["max_new_tokens"]) == (1, 8), "the rest is the run's"
+    (tmp_path / "evaluation" / "evaluation.json").unlink()
+    set_state(tmp_path / "evaluation", "interrupted")
+    assert call("evaluate", f"resume={tmp_path}/evaluation").code == 0
+    again = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert again["eval/num_tasks"] == 3, "what was typed wins at a resume too"
     answer = call("collect", *QUICK, f"store={folder}", "rounds.num_rounds=1", f"hydra.run.dir={tmp_path}/more")
     assert answer.code == 0, answer.err
+    typed = f"{' '.join(QUICK)} rounds.num_rounds=1"
+    assert f"  dagger-collect {typed} store={folder}\n" in answer.out, "the next rounds are like these"
     assert json.loads((tmp_path / "more" / "manifest.json").read_text())["first_round"] == 2
     assert sorted(path.name for path in (folder / "rounds").glob("0*")) == ["000", "001", "002"]
     (episode,) = Store.open(folder / "rounds").read(2).episodes([0])
     versions = {turn.policy_version for turn in episode.turns if turn.actor is Actor.STUDENT}
     assert versions == {2}
+
+
+def test_an_evaluation_refuses_a_bundle_and_a_gpu_that_is_not_there(
+    run: tuple[Path, str, str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    answer = call("evaluate", f"student.init={run[0]}", "experiment=textworld")
+    assert answer.code == 2
+    assert answer.err.startswith("error: experiment=... sets an env and lengths, which an evaluation takes from ")
+    answer = call("evaluate", f"student.init={run[0]}", "trainer=gpu")
+    assert answer.err == "error: trainer.accelerator is gpu, and PyTorch finds none; choose trainer=cpu.\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / "outputs"]
+
+
+def test_a_store_of_a_run_that_goes_on_or_of_another_env_takes_no_rounds(
+    run: tuple[Path, str, str], call: Call, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(run[0], store)
+    answer = call("collect", "debug=default", f"store={store}", "env=textworld")
+    assert answer.code == 2
+    assert "TextWorld: choose the same env." in answer.err
+    set_state(store, "interrupted")
+    answer = call("collect", *QUICK, f"store={store}")
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: store={store} is of a run that is interrupted, and would take these rounds ")
+    assert Store.open(store / "rounds").rounds() == [0, 1]
 
 
 def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) -> None:

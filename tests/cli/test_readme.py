@@ -44,7 +44,9 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
     if "sweep=beta" in command:
         command += f" {FEW_JOBS}"
     few = f"paths.output_folder={out} paths.cache_folder={out}/cache"
-    if "dry_run=true" not in command:
+    if command.startswith("dagger-evaluate"):  # which takes env and lengths from the run
+        few += " evaluation.tasks=2"
+    elif "dry_run=true" not in command:
         few += " debug=default"
     if command.startswith("make train"):
         given = " ".join(word.removeprefix("ARGS=") for word in shlex.split(command)[2:])

@@ -84,6 +84,8 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
     assert not any(words in answer.out for words in ("VLLM_SERVER_DEV_MODE", "LORA", "tool", "--max-model-len"))
     assert answer.out.rstrip().endswith("--tensor-parallel-size 4")
     assert "--max-logprobs" not in answer.out
+    elsewhere = ("engine=vllm", "engine.server.python=/else/where/python")
+    assert " /else/where/python -m vllm." in call("serve", "teacher", "teacher=qwen3_coder_30b", *elsewhere).out
     many = ("labeler=teacher_logprobs", "labeler.num_top=50")
     assert call("serve", "teacher", "teacher=qwen3_coder_30b", *many).out.rstrip().endswith("--max-logprobs 50")
     answer = call("serve", "student", "student=qwen3_4b_instruct", "engine=vllm", "student.max_context_tokens=9000")

@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from dagger_exp.cli.arguments import parsed
+from dagger_exp.cli.jobs import set_state, sign
 from dagger_exp.cli.manifest import config_hash
+from dagger_exp.cli.sweeping import sweep
 from dagger_exp.config import compose_checked
 from dagger_exp.mistakes import options
+from dagger_exp.schema import register_schema
 
 BIN = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")
@@ -115,6 +119,22 @@ def test_a_job_is_what_can_change_its_result() -> None:
     others = [hashed("seed=4"), hashed("seed=3", "schedule.floor=0.1"), hashed("seed=3", "rollout.top_p=0.9")]
     assert len({same, *others}) == 4
     assert config_hash(compose_checked("evaluate", ["seed=3"]), "evaluate") != same
+
+
+def test_what_another_launch_has_begun_is_left_to_it(tmp_path: Path) -> None:
+    typed = [*QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
+    played: list[int] = []
+
+    def play(cfg: Any) -> None:
+        played.append(cfg.seed)
+        [other] = (tmp_path / name for name in jobs_of(tmp_path) if name.startswith("seed-1_"))
+        other.mkdir(exist_ok=True)
+        set_state(other, "running", **sign())
+
+    register_schema()
+    with pytest.raises(SystemExit):  # the other job is not finished
+        sweep(parsed(["-m", *typed]), "train", play)
+    assert played == [0]
 
 
 def test_a_second_launch_runs_what_failed_and_what_is_new(call: Call, tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from dagger_exp.cli.terminal import TABLES, Terminal
-from dagger_exp.config import compose_checked
+from dagger_exp.cli.terminal import OF_METHODS, TABLES, Terminal, chosen
+from dagger_exp.config import check, compose_checked
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 ROW = {
@@ -38,6 +39,16 @@ def test_a_line_of_a_round_fits_eighty_columns(
     heading, line = capsys.readouterr().out.splitlines()[-2:]
     assert len(heading) == len(line) <= 79
     assert heading.split() == " ".join(TABLES[command]).split()
+
+
+@pytest.mark.parametrize(
+    "typed", ["schedule=linear schedule.floor=0.2", "labeler=student schedule=constant", "mixing=switch schedule=none"]
+)
+def test_the_next_command_is_legal_whatever_was_typed(typed: str, tmp_path: Path) -> None:
+    command = ["dagger-train", *typed.split(), "hydra.run.dir=/x", "env.num_bugs=1"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"command": command}))
+    assert chosen(tmp_path, but=OF_METHODS) == ["env.num_bugs=1"]
+    check(compose_checked("train", [*chosen(tmp_path, but=OF_METHODS), "method=sft"]))
 
 
 def test_episodes_may_end_while_the_lines_are_drawn(tmp_path: Path) -> None:

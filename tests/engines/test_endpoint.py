@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +205,35 @@ def test_an_address_where_nothing_listens_is_named_before_the_first_episode() ->
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match=rf"no server answers at {address}.*start it"):
         Endpoint(address=address).get("/v1/models")
+
+
+def test_passwords_of_netrc_are_no_business_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    [error] = ask(patient(f"https://127.0.0.1:{free_port()}", api_key_env="SOME_KEY", max_attempts=1))
+    assert isinstance(error, EngineError), repr(error)
+
+
+def test_a_proxy_of_the_environment_is_asked_for_what_is_far(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    [error] = ask(patient("https://far.example", max_attempts=1))
+    assert "ClientHttpProxyError" in str(error), "a provider is no proxy, but it was asked to be one"
+    with pytest.raises(ConfigError, match=r"no server answers at https://far\.example .*Tunnel connection failed"):
+        patient("https://far.example").models()
+    [answer] = ask(patient(address))
+    assert answer["choices"], "a server of one's own is asked without one"
+
+
+def test_a_rate_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_requests_per_s is 0; it must be above 0, or null for no limit"):
+        Endpoint(address="http://host:1", max_requests_per_s=0)
 
 
 def test_an_address_that_is_none_is_named() -> None:

@@ -156,6 +156,28 @@ def test_runs_end_with_a_summary_also_after_usr2(two_nodes: Environment, tmp_pat
     assert not went_on(tmp_path, several_nodes)
 
 
+def test_a_teacher_has_a_node_of_its_own(two_nodes: Environment, tmp_path: Path) -> None:
+    """Stand-ins for the two commands and for curl say where they run and how often; two processes a node."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "dagger-serve").write_text('#!/bin/sh\necho "$SLURMD_NODENAME $*" >> served\nsleep 600\n')
+    (place / "dagger-train").write_text('#!/bin/sh\necho "$SLURMD_NODENAME $*" >> trained.$SLURM_PROCID\n')
+    (place / "curl").write_text("#!/bin/sh\ntest -e served\n")
+    for stand_in in place.iterdir():
+        stand_in.chmod(0o755)
+    changes = processes_per_node(4, 2) | {"source .venv/bin/activate": f"export PATH={place}:$PATH"}
+    job = submitted(two_nodes | {"TEACHER_NODES": "1"}, tmp_path, "several_nodes.sbatch", changes, "seed=3")
+    assert end_of(two_nodes, tmp_path, job) == "COMPLETED", said(tmp_path, job)
+    node, _, served = (tmp_path / "served").read_text().partition(" ")
+    asked = f"seed=3 teacher.endpoint.address=http://{node}:8001"
+    assert served == f"teacher --run {asked} --tensor-parallel-size 2\n"
+    trained = [path.read_text() for path in sorted(tmp_path.glob("trained.*"))]
+    assert len(trained) == 2
+    for line in trained:
+        assert line.partition(" ")[0] != node
+        assert line.endswith(f" {asked}\n")
+
+
 def test_agents_are_told_the_sweep(two_nodes: Environment, tmp_path: Path) -> None:
     """A stand-in says with what `wandb` is started; what an agent does needs a server."""
     stand_in = tmp_path / "bin" / "wandb"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from dagger_exp.engines.scoring import score
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError
+from dagger_exp.training.module import StudentModule
 from dagger_exp.training.student import Lora, Student, from_folder, from_scratch
 
 IDS = [5, 10, 11, 12, 13, 9]
@@ -69,6 +71,37 @@ def test_a_checkpoint_of_a_finished_run_can_be_trained_on(trained: Student, tmp_
     loaded = from_folder(path=str(tmp_path / "checkpoints/last.ckpt"), max_context_tokens=64)
     assert any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert score(loaded.model, IDS).logprobs == pytest.approx(score(trained.model, IDS).logprobs)
+
+
+def test_an_adapter_that_is_trained_on_names_the_weights_that_it_has_now(trained: Student, tmp_path: Path) -> None:
+    """They stand beside the adapter before, whose own settings name a run that has gone on since."""
+    gone_on = student("full")
+    with torch.no_grad():
+        gone_on.model.get_input_embeddings().weight.add_(1.0)
+    gone_on.save(tmp_path / "gone_on")
+    trained.model.active_peft_config.base_model_name_or_path = str(tmp_path / "gone_on")
+    trained.save(tmp_path / "first")
+    from_folder(path=str(tmp_path / "first"), max_context_tokens=64).save(tmp_path / "second")
+    loaded = from_folder(path=str(tmp_path / "second"), max_context_tokens=64)
+    assert score(loaded.model, IDS).logprobs == pytest.approx(score(trained.model, IDS).logprobs)
+
+
+def test_a_checkpoint_goes_on_above_its_own_weights_only(trained: Student) -> None:
+    """As where `student.init` names the checkpoint of a run that has gone on."""
+    checkpoint = {"state_dict": dict(trained.model.state_dict(prefix="model."))}
+    module = module_of(trained)
+    module.on_save_checkpoint(checkpoint)
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    module_of(trained).on_load_checkpoint(checkpoint)
+    with torch.no_grad():
+        next(weight for weight in trained.model.parameters() if not weight.requires_grad).add_(1e-3)
+    with pytest.raises(ConfigError, match="are not those that it began with: put back"):
+        module_of(trained).on_load_checkpoint(checkpoint)
+
+
+def module_of(student: Student) -> StudentModule:
+    scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.0)
+    return StudentModule(student, optimizer=partial(torch.optim.SGD, lr=0.1), lr_scheduler=scheduler)
 
 
 def test_what_a_template_was_given_is_given_to_it_again(trained: Student, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 from dagger_exp.data.batches import Batch, make_batch
 from dagger_exp.data.datamodule import RoundDataModule
@@ -185,10 +186,14 @@ def test_two_steps_of_the_trainer_follow_the_naive_gradient(
     assert difference(flat(module) - before, expected - before) < 1e-3  # a difference of rounded weights
 
 
-def test_gradients_are_clipped_over_the_whole_step(module: StudentModule, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_gradients_are_clipped_over_the_whole_step(module: StudentModule, tmp_path: Path, scale: float | None) -> None:
+    """With fp16 they are scaled up meanwhile, which the limit must not meet."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
+    plugins = [] if scale is None else [MixedPrecision("16-mixed", "cpu", scaler)]
     module.max_grad_norm, before = 0.01, flat(module)
     datamodule = datamodule_of(tmp_path, [[make_episode(1, differ_at(1))]], batch_size=1)
-    trainer(tmp_path, max_epochs=1).fit(module, datamodule)
+    trainer(tmp_path, max_epochs=1, plugins=plugins).fit(module, datamodule)
     assert float((before - flat(module)).norm()) == pytest.approx(0.01 * RATE, rel=1e-3)
 
 
