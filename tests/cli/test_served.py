@@ -166,6 +166,9 @@ def test_an_adapter_is_trained_evaluated_and_teaches(call: Call, tmp_path: Path)
     taught = ("teacher=checkpoint", f"teacher.path={tmp_path}/run", "teacher.max_new_tokens=16")
     answer = call("train", *QUICK, *taught, f"hydra.run.dir={tmp_path}/taught")
     assert answer.code == 0, answer.err
+    answer = call("train", *QUICK, f"student.init={tmp_path}/run", "student.lora.rank=8")
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: student.lora.rank=8 changes nothing, since {tmp_path}/run is an adapter")
 
 
 @pytest.mark.slow
