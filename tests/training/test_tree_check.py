@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers import models as hf
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dagger_exp.errors import ConfigError
 from dagger_exp.training.module import StudentModule
@@ -43,10 +42,10 @@ def student(config: Any, max_context_tokens: int = 64) -> Student:
 @pytest.mark.parametrize(
     "config",
     [
-        partial(hf.qwen3.Qwen3Config, **SIZES, head_dim=16),
-        partial(hf.llama.LlamaConfig, **SIZES),
-        partial(hf.mistral.MistralConfig, **SIZES, sliding_window=64),
-        partial(hf.gpt2.GPT2Config, **GPT2),
+        partial(AutoConfig.for_model, "qwen3", **SIZES, head_dim=16),
+        partial(AutoConfig.for_model, "llama", **SIZES),
+        partial(AutoConfig.for_model, "mistral", **SIZES, sliding_window=64),
+        partial(AutoConfig.for_model, "gpt2", **GPT2),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -59,10 +58,13 @@ def test_causal_attention_is_taken(config: Callable[[], Any], dtype: torch.dtype
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (partial(hf.gptj.GPTJConfig, **GPT2, rotary_dim=8), "mixes the branches"),
-        (partial(hf.lfm2.Lfm2Config, **SIZES, layer_types=["conv", "full_attention"]), "mixes the branches"),
-        (partial(hf.mistral.MistralConfig, **SIZES, sliding_window=8), "look back 8 tokens only"),
-        (partial(hf.mamba.MambaConfig, vocab_size=64, hidden_size=32, num_hidden_layers=2), "cannot be trained on"),
+        (partial(AutoConfig.for_model, "gptj", **GPT2, rotary_dim=8), "mixes the branches"),
+        (partial(AutoConfig.for_model, "lfm2", **SIZES, layer_types=["conv", "full_attention"]), "mixes the branches"),
+        (partial(AutoConfig.for_model, "mistral", **SIZES, sliding_window=8), "look back 8 tokens only"),
+        (
+            partial(AutoConfig.for_model, "mamba", vocab_size=64, hidden_size=32, num_hidden_layers=2),
+            "cannot be trained on",
+        ),
     ],
 )
 def test_what_a_mask_does_not_reach_is_refused(config: Callable[[], Any], sentence: str) -> None:
@@ -71,8 +73,8 @@ def test_what_a_mask_does_not_reach_is_refused(config: Callable[[], Any], senten
 
 
 def test_a_student_from_a_folder_is_trained_with_its_dropout() -> None:
-    made = student(hf.gpt2.GPT2Config(**GPT2, resid_pdrop=0.1))
+    made = student(AutoConfig.for_model("gpt2", **GPT2, resid_pdrop=0.1))
     made.model.eval()  # as `from_pretrained` returns it
-    module = StudentModule(made, optimizer=torch.optim.SGD, lr_scheduler=lambda optimizer: None)  # type: ignore[arg-type]
+    module = StudentModule(made, optimizer=torch.optim.SGD, lr_scheduler=torch.optim.lr_scheduler.ConstantLR)
     check_trees(made)
     assert all(part.training for part in module.modules())
