@@ -186,8 +186,7 @@ class Endpoint:
     @property
     def _proxies(self) -> dict[str, str]:
         """The environment's, but for a server of one's own; aiohttp would take passwords of ~/.netrc with them."""
-        place = urlsplit(self.address)
-        is_near = place.scheme == "http" or urllib.request.proxy_bypass(place.netloc)
+        is_near = self.address.startswith("http://") or urllib.request.proxy_bypass(urlsplit(self.address).netloc)
         return {} if is_near else urllib.request.getproxies()
 
     def _headers(self) -> dict[str, str]:
