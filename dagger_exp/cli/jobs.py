@@ -19,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json, write_json
 
 ALIVE = ("pending", "running")
 OVER = ("finished", "failed", "cancelled")
 COMMAND_TIMEOUT_S = 60
+CLOCK_ERROR_S = 2
+"""By how much two readings of when a process started may differ, where the machine's clock was set in between."""
 WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 CANCELLED = "cancelled"
@@ -85,7 +89,7 @@ def job_state(folder: Path, slurm_id: str, queue: Mapping[str, str] | None) -> J
     if state == "running":  # of a launch that may be another than the last to SLURM
         slurm_id = str(status.get("slurm_id", ""))
     if state != "finished":
-        state = _of_queue(state, slurm_id, queue) if slurm_id else _of_process(state, pid)
+        state = _of_queue(state, slurm_id, queue) if slurm_id else _of_process(state, pid, status.get("started"))
     return JobState(
         name=folder.name,
         state=state,
@@ -106,20 +110,18 @@ def _of_queue(said: str, slurm_id: str, queue: Mapping[str, str] | None) -> str:
     return "lost" if said in ("running", "new") else said
 
 
-def _of_process(said: str, pid: int | None) -> str:
-    return "lost" if said == "running" and pid is not None and not is_alive(pid) else said
+def _of_process(said: str, pid: int | None, started: float | None) -> str:
+    return "lost" if said == "running" and pid is not None and not is_alive(pid, started) else said
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this host is one of ours and runs."""
-    command = Path(f"/proc/{pid}/cmdline")
-    if Path("/proc/self").exists():
-        return command.exists() and any(word in command.read_bytes() for word in (b"dagger", b"submitit", b"pytest"))
+def is_alive(pid: int, started: float | None) -> bool:
+    """Return whether the process of this host that signed runs: by now another may have its number."""
     try:
-        os.kill(pid, 0)
-    except OSError:
+        process = psutil.Process(pid)
+        is_same = started is not None and abs(process.create_time() - started) < CLOCK_ERROR_S
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 def slurm_queue() -> dict[str, str] | None:
@@ -171,7 +173,13 @@ def set_state(folder: Path, state: str, error: str = "", **more: Any) -> None:
 
 def sign() -> dict[str, Any]:
     """Return where this process runs, for `status.json`."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_id": slurm_id()}
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "started": process.create_time(),
+        "slurm_id": slurm_id(),
+    }
 
 
 def is_first_process() -> bool:

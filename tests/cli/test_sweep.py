@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dagger_exp.cli.arguments import parsed
-from dagger_exp.cli.jobs import set_state, sign
+from dagger_exp.cli.jobs import job_states, set_state, sign
 from dagger_exp.cli.manifest import config_hash
 from dagger_exp.cli.sweeping import sweep
 from dagger_exp.config import compose_checked
@@ -135,6 +135,13 @@ def test_what_another_launch_has_begun_is_left_to_it(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):  # the other job is not finished
         sweep(parsed(["-m", *typed]), "train", play)
     assert played == [0]
+
+
+def test_a_job_whose_number_another_process_has_is_lost(tmp_path: Path) -> None:
+    for name, changed in (("ours", {}), ("another", {"started": 1.0})):
+        (tmp_path / name).mkdir()
+        set_state(tmp_path / name, "running", **{**sign(), **changed})
+    assert [state.state for state in job_states(tmp_path, ["ours", "another"])] == ["running", "lost"]
 
 
 def test_a_second_launch_runs_what_failed_and_what_is_new(call: Call, tmp_path: Path) -> None:
