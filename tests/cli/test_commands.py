@@ -157,6 +157,7 @@ def test_a_store_of_a_run_that_goes_on_or_of_another_env_takes_no_rounds(
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(run[0], store)
+    rounds = Store.open(store / "rounds").rounds()
     answer = call("collect", "debug=default", f"store={store}", "env=textworld")
     assert answer.code == 2
     assert "TextWorld: choose the same env." in answer.err
@@ -164,7 +165,7 @@ def test_a_store_of_a_run_that_goes_on_or_of_another_env_takes_no_rounds(
     answer = call("collect", *QUICK, f"store={store}")
     assert answer.code == 2
     assert answer.err.startswith(f"error: store={store} is of a run that is interrupted, and would take these rounds ")
-    assert Store.open(store / "rounds").rounds() == [0, 1]
+    assert Store.open(store / "rounds").rounds() == rounds
 
 
 def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) -> None:
