@@ -124,6 +124,17 @@ def is_alive(pid: int, started: float | None) -> bool:
         return False
 
 
+def another_process(folder: Path) -> int | None:
+    """Return the process of this machine that is at work in a run folder; None where there is none but ours."""
+    status: dict[str, Any] = {}
+    with suppress(StoreError):  # damaged: it is written anew
+        status = _read(folder / "status.json")
+    pid = status.get("pid")
+    if status.get("state") != "running" or status.get("host") != socket.gethostname() or pid in (None, os.getpid()):
+        return None
+    return pid if is_alive(pid, status.get("started")) else None
+
+
 def slurm_queue() -> dict[str, str] | None:
     """Return the states of all queued or running SLURM jobs by id, None where there is no SLURM."""
     if shutil.which("squeue") is None:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from dagger_exp.cli.jobs import set_state, sign
 from dagger_exp.cli.run import told
 from dagger_exp.errors import ConfigError
 from dagger_exp.mistakes import CONF_FOLDER
@@ -143,6 +145,21 @@ def test_a_resume_takes_no_other_kind_of_run_and_no_damaged_one(call: Call, tmp_
     assert "nothing to do" in call("collect", f"resume={tmp_path}/collected").out
     (tmp_path / "collected" / ".hydra" / "config.yaml").write_text("rounds: {num_rounds: 0")
     assert "cannot be read; restore it" in call("collect", f"resume={tmp_path}/collected").err
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "collected"
+    assert call("collect", *QUICK, f"hydra.run.dir={folder}", "rounds.labels=5", "env.num_bugs=1").code == 0
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as other:
+        set_state(folder, "running", **{**sign(), "pid": other.pid, "started": psutil.Process(other.pid).create_time()})
+        before = (folder / "status.json").read_text()
+        answer = call("collect", f"resume={folder}")
+        assert answer.code == 2
+        sentence = f"error: {folder} is of a run that process {other.pid} is at: wait for it, or end it with: kill "
+        assert answer.err == f"{sentence}{other.pid}\n"
+        assert (folder / "status.json").read_text() == before
+        other.communicate("\n")
+    assert call("collect", f"resume={folder}").code == 0
 
 
 def test_a_store_that_is_not_what_it_should_be_is_refused(call: Call, tmp_path: Path) -> None:
