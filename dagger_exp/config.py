@@ -99,6 +99,7 @@ def check(cfg: DictConfig, command: str = "train") -> None:
     assert isinstance(typed, DictConfig)
     _check_values(typed, "", command)
     _check_key_names(typed)
+    _check_addresses(typed)
     _check_lengths(typed)
     _check_mixing(typed)
     if command == "train" and typed.labeler.get("turns") == "none":
@@ -153,6 +154,21 @@ def _check_key_names(cfg: DictConfig) -> None:
                 f"{path} is the name of the variable that holds the key, as OPENAI_API_KEY; what it is set to is no "
                 "variable here, and not shown, since it may be the key itself."
             )
+
+
+def _check_addresses(cfg: DictConfig) -> None:
+    """Refuse an address that holds a password, before it is written anywhere."""
+    for path in ("teacher.endpoint.address", "engine.addresses"):
+        given = OmegaConf.select(cfg, path)
+        if given is not None and any(mark in str(address) for mark in "@?" for address in _listed(given)):
+            raise ConfigError(
+                f"{path} holds a name, a password or a query, which is not shown; leave it out, and put the key into "
+                "the variable that api_key_env names."
+            )
+
+
+def _listed(given: Any) -> list[Any]:
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _check_lengths(cfg: DictConfig) -> None:

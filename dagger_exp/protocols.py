@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -294,4 +295,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds for good; called once."""
+        ...
+
+
+class LockStep(Protocol):
+    """An engine that `is_lock_step`."""
+
+    def members(
+        self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float]
+    ) -> AbstractContextManager[None]:
+        """Generate for a turn when each of these episodes, not one of which has begun, waits, asks later or is over.
+
+        Args:
+            tasks: by the key of the episode, whose turn is -1.
+            next_turn: the next turn after that of a key at which its episode asks; infinity for none.
+        """
         ...

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any, Self
 from aiohttp import web
 
 MODEL = "student"
-FAULTS = ("500", "429", "timeout", "cut", "half")
+FAULTS = ("500", "429", "timeout", "cut", "half", "abort")
 HANG_S = 3.0
 """Longer than the time-outs of the tests that ask for faults."""
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
@@ -57,6 +58,7 @@ class Provider:
         max_model_len: what the model is said to read.
         lists_models: whether it says which models it serves.
         chat: what a conversation is answered.
+        limit_per_s: answers that it gives in a second; what is above is a 429.
     """
 
     def __init__(
@@ -67,12 +69,16 @@ class Provider:
         max_model_len: int = 4096,
         lists_models: bool = True,
         chat: Answer = chat_answer,
+        limit_per_s: float = math.inf,
     ) -> None:
+        self.limit_per_s, self._is_full_until = limit_per_s, 0.0
         self.fault_rate, self.max_model_len = fault_rate, max_model_len
         self.lists_models, self.num_asked_for_models = lists_models, 0
         self.answers = {"/v1/chat/completions": chat, "/v1/completions": completion_answer(reply_ids)}
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         """Path, body and headers of each."""
+        self.arrivals: list[float] = []
+        """When each came, on the monotonic clock."""
         self.faults: list[str] = []
         """What is to happen to the next requests, before the rate is asked."""
         self.model_faults: list[str] = []
@@ -95,15 +101,23 @@ class Provider:
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read() or b"{}")
+        self.arrivals.append(time.monotonic())
         self.requests.append((request.path, body, dict(request.headers)))
         if request.path.endswith("/completions") and request.path not in self.answers:
             raise web.HTTPNotFound
         if request.path not in self.answers:
             return web.Response(text="Success")
         fault = self.faults.pop(0) if self.faults else self._drawn_fault()
-        if fault:
-            return await self._fail(fault, request)
+        if fault or self._is_full():
+            return await self._fail(fault or "429", request)
         return web.json_response(self.answers[request.path](body))
+
+    def _is_full(self) -> bool:
+        now = time.monotonic()
+        if now < self._is_full_until:
+            return True
+        self._is_full_until = max(self._is_full_until, now - 0.5) + 1 / self.limit_per_s  # half a second may be saved
+        return False
 
     def _drawn_fault(self) -> str:
         digest = hashlib.blake2b(str(len(self.requests)).encode(), digest_size=4).digest()
@@ -119,8 +133,13 @@ class Provider:
                 request.transport.abort()
             case "half":
                 return web.Response(text='{"choices": [{"mess', content_type="application/json")
-            case "429":
-                return web.json_response({"error": {"message": "slow"}}, status=429, headers={"Retry-After": "0.05"})
+            case "abort":  # what vLLM has written when it is stopped
+                message = {"role": "assistant", "content": "te"}
+                choice = {"message": message, "token_ids": [5], "logprobs": {"token_logprobs": [-0.5]}}
+                return web.json_response({"choices": [choice | {"finish_reason": "abort"}]})
+            case "429" | "429-long":
+                headers = {"Retry-After": "0.05" if fault == "429" else "1"}
+                return web.json_response({"error": {"message": "slow"}}, status=429, headers=headers)
             case _ if fault.startswith("{"):
                 return web.json_response(json.loads(fault), status=400)
         return web.json_response({"error": {"message": "broken"}}, status=500)

@@ -131,6 +131,14 @@ BAD = [
     ("scaffold=tools", "this env runs no commands and takes no scaffold; remove scaffold=..., or choose another env."),
     ("sandbox=docker", "this env runs no commands and takes no sandbox; remove sandbox=..., or choose another env."),
     (
+        "teacher=openai teacher.model=x teacher.endpoint.address=http://me:secret@host",
+        "teacher.endpoint.address holds a name, a password or a query, which is not shown; leave it out",
+    ),
+    (
+        "engine=vllm engine.addresses=[http://host:1,http://me:secret@host:2]",
+        "engine.addresses holds a name, a password or a query, which is not shown; leave it out",
+    ),
+    (
         "teacher=openai teacher.model=x teacher.endpoint.api_key_env=sk-1",
         "teacher.endpoint.api_key_env is the name of ",
     ),

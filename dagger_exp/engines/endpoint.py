@@ -1,9 +1,10 @@
 """One OpenAI-compatible server: requests over kept connections, and what is done when it fails.
 
 What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut. A
-`Retry-After` makes every request to the server wait, not only the one that was told. Anything else is an `EngineError`
-that names the address. No redirect is followed, since it would carry the key elsewhere, and no message shows the key,
-whatever a server says. HTTP goes through aiohttp, because httpx slows with the square of the open connections.
+`Retry-After` makes every request to the server wait, not only the one that was told, and a 429 slows all down. Anything
+else is an `EngineError` that names the address. No redirect is followed, since it would carry the key elsewhere, and no
+message shows the key, whatever a server says. HTTP goes through aiohttp, because httpx slows with the square of the
+open connections.
 """
 
 from __future__ import annotations
@@ -12,25 +13,22 @@ import asyncio
 import http.client
 import json
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
 from dagger_exp.errors import ConfigError, ContextError, EngineError
 
 CHECK_TIMEOUT_S = 20.0
 KEPT_S = 4.0
 """How long a connection is kept that nobody uses: vLLM closes it after 5 s, and a request that meets that is lost."""
-MAX_PAUSE_S = 60.0
-"""Longest pause before a request is tried again, whatever a server asks for."""
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
@@ -89,11 +87,10 @@ class Endpoint:
         self._base = given if given.count("/") > 2 else f"{given}/v1"
         self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
-        self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
+        self.first_pause_s, self._pace = first_pause_s, Pace(max_requests_per_s)
         self.num_requests, self.num_failures, self._has_answered = 0, 0, False
         self._session: aiohttp.ClientSession | None = None
         self._passage = asyncio.Lock()
-        self._next_at = 0.0  # on the monotonic clock; no request begins before
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -104,6 +101,7 @@ class Endpoint:
             connector=connector, timeout=timeout, headers=self._headers(), proxy=self._proxies.get("https")
         ) as session:
             self._session, self._passage = session, asyncio.Lock()
+            self._pace.renew()
             try:
                 yield
             finally:
@@ -223,7 +221,7 @@ class Endpoint:
     async def _post(self, path: str, data: bytes) -> dict[str, Any]:
         if self._session is None:
             raise EngineError(f"{self.address} was asked outside of `connected()`.")
-        await self._wait_for_turn()
+        began = await self._pace.begin()
         self.num_requests += 1
         try:
             async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
@@ -235,23 +233,20 @@ class Endpoint:
             said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
             raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None
         if answer.status != 200:
+            if answer.status == 429:
+                self._pace.slow_down(began)
             raise self._refusal(path, answer.status, text.decode(errors="replace"), answer.headers)
+        self._pace.quicken()
         if answer.content_type != "application/json" and not path.endswith("/completions"):
             return {}  # "Success", or nothing: the status has said it
         try:
-            return json.loads(text)
+            told = json.loads(text)
         except ValueError as error:
             said = self._masked(text.decode(errors="replace"))[:80]
             raise TransientError(f"{self.address}: its answer is cut or no JSON: {said!r}") from error
-
-    async def _wait_for_turn(self) -> None:
-        """Wait until a pause that the server asked for is over, and keep to the rate."""
-        now = time.monotonic()
-        begin = max(now, self._next_at)
-        if self.max_requests_per_s is not None:
-            self._next_at = begin + 1.0 / self.max_requests_per_s
-        if begin > now:
-            await asyncio.sleep(begin - now)
+        if b'"abort"' in text and _is_given_up(told):
+            raise TransientError(f"{self.address}: it gave up its answer, as one does that is stopped")
+        return told
 
     def _refusal(self, path: str, status: int, text: str, headers: Mapping[str, str]) -> EngineError | ContextError:
         if status in REDIRECTS:
@@ -259,7 +254,7 @@ class Endpoint:
         said = f"{self.address} answers {status}: {self._masked(_message(text))}"
         if _may_pass(status):
             if (retry_after := headers.get("Retry-After")) is not None:
-                self._next_at = max(self._next_at, time.monotonic() + min(_seconds(retry_after), MAX_PAUSE_S))
+                self._pace.hold(retry_after)
             return TransientError(said)
         return ContextError(said) if any(words in text for words in TOO_LONG) else EngineError(said)
 
@@ -278,6 +273,13 @@ class Endpoint:
         return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
 
 
+def _is_given_up(told: Any) -> bool:
+    """Return whether an answer ends where its server did: vLLM sends what it has written until it is stopped."""
+    with suppress(KeyError, TypeError):
+        return any(choice["finish_reason"] == "abort" for choice in told["choices"])
+    return False
+
+
 def _may_pass(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
@@ -289,12 +291,3 @@ def _message(text: str) -> str:
         return str(error.get("message", text) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
         return text
-
-
-def _seconds(retry_after: str) -> float:
-    """Return the seconds of a `Retry-After`, which is a number or a date."""
-    with suppress(ValueError):
-        return max(0.0, float(retry_after))
-    with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    return 0.0

@@ -1,15 +1,17 @@
 """Tokens generated in process, by the very module that trains (no copy of the weights).
 
-Requests that are waiting when nothing else can run form one batch: episodes advance in lock-step. A row's draw is a
-pure function of its key, so it depends on the batch only through floating-point rounding; the collector keeps the
-members of a batch fixed for that reason.
+The episodes of a batch advance in lock-step: its members are told, and the engine generates for a turn once each of
+them that asks at this turn or before waits for it or is over, however long a teacher or an env keeps some. Without
+members, requests that are waiting when nothing else can run are answered together. A row's draw is a pure function of
+its key, so it depends on the other rows only through floating-point rounding; members are fixed, and rows in the order
+of their keys, for that reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +22,24 @@ from dagger_exp.engines.scoring import generating, score
 from dagger_exp.errors import EngineError
 from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import uniform
+from dagger_exp.types import Key
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt that waits for its batch."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     answer: asyncio.Future[Generation]
+
+    @property
+    def turn(self) -> int:
+        return self.sampling.key.turn_index if self.sampling.key else 0
+
+    @property
+    def episode(self) -> Key | None:
+        return self.sampling.key._replace(turn_index=-1) if self.sampling.key else None
 
 
 class HfEngine:
@@ -48,18 +59,37 @@ class HfEngine:
         self.end_id, self.pad_id, self.max_batch_size = end_id, pad_id, max_batch_size
         self.version = 0
         self._waiting: list[Request] = []
+        self._members: dict[Key, asyncio.Task[Any]] = {}
+        self._next_turn: Callable[[Key], float] = lambda key: 0
+        self._next_turns: dict[Key, float] = {}
 
     def load_weights(self, version: int, weights: torch.nn.Module) -> None:
         """Generate with this module from now on; its weights are used as they are at the time of a request."""
         self.model, self.version = weights, version
+
+    @contextmanager
+    def members(self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float]) -> Iterator[None]:
+        """Generate for a turn when each of these episodes, not one of which has begun, waits, asks later or is over.
+
+        A time limit around a request counts its wait for the others at their turn.
+        """
+        self._members, self._next_turn = dict(tasks), next_turn
+        self._next_turns = {key: next_turn(key) for key in tasks}
+        for task in tasks.values():
+            task.add_done_callback(lambda _: self._flush())
+        try:
+            yield
+        finally:
+            self._members = {}
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response to a prompt; `logprobs` are those of the tempered distribution (T = 1 when greedy)."""
         loop = asyncio.get_running_loop()
         request = Request(prompt_ids, sampling, loop.create_future())
         self._waiting.append(request)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
+        if sampling.key and request.episode in self._members:
+            self._next_turns[request.episode] = self._next_turn(sampling.key)
+        loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
         return await request.answer
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
@@ -77,16 +107,32 @@ class HfEngine:
         """Free nothing: the weights are the trainer's."""
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for begin in range(0, len(waiting), self.max_batch_size):
-            batch = [request for request in waiting[begin : begin + self.max_batch_size] if not request.answer.done()]
-            try:
-                for request, generation in zip(batch, self._generate(batch), strict=True):
-                    request.answer.set_result(generation)
-            except Exception as error:  # noqa: BLE001 - whatever it was, the episodes that wait must hear of it
-                for request in batch:
-                    if not request.answer.done():
-                        request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
+        self._waiting = [request for request in self._waiting if not request.answer.done()]  # others were cancelled
+        batch = sorted(self._due(), key=lambda request: request.sampling.key or ())
+        self._waiting = [request for request in self._waiting if request not in batch]
+        for begin in range(0, len(batch), self.max_batch_size):
+            self._answer(batch[begin : begin + self.max_batch_size])
+        if batch and self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _due(self) -> list[Request]:
+        """Return who is to be answered now: of members those at the first turn, once no other is to come to it."""
+        if not (self._members and self._waiting):
+            return self._waiting
+        turn = min(request.turn for request in self._waiting)
+        to_come = self._members.keys() - {request.episode for request in self._waiting}
+        if any(self._next_turns[key] <= turn and not self._members[key].done() for key in to_come):
+            return []
+        return [request for request in self._waiting if request.turn == turn]
+
+    def _answer(self, batch: list[Request]) -> None:
+        try:
+            for request, generation in zip(batch, self._generate(batch), strict=True):
+                request.answer.set_result(generation)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the episodes that wait must hear of it
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
 
     def _generate(self, batch: list[Request]) -> list[Generation]:
         with generating(self.model):

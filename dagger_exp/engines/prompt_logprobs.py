@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
@@ -33,14 +34,28 @@ async def score_at(
         more: of the request's body.
 
     Raises:
-        EngineError: the server gives none.
+        EngineError: the server gives none, or in another form.
     """
     body = {"model": model, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": num_top}
     answer = await endpoint.post("/v1/completions", {**body, **more})
-    rows = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
+    with understood(endpoint):
+        return _scores(endpoint, answer, token_ids, num_top)
+
+
+@contextmanager
+def understood(endpoint: Endpoint) -> Iterator[None]:
+    """Have an answer in a form that nobody expects be an `EngineError` that names the server."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"{endpoint.address} answers in a form that is not understood: {error!r}") from error
+
+
+def _scores(endpoint: Endpoint, answer: Any, token_ids: Sequence[int], num_top: int) -> Scores:
+    rows = answer["choices"][0].get("prompt_logprobs")
     if not rows:
         raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
-    logprobs = [row[str(token)]["logprob"] for token, row in zip(token_ids[1:], rows[1:], strict=True)]
+    logprobs = [float(row[str(token)]["logprob"]) for token, row in zip(token_ids[1:], rows[1:], strict=True)]
     if not num_top:
         return Scores(logprobs, usage=usage_of(answer))
     tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows[1:]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
-from dagger_exp.engines.prompt_logprobs import score_at
+from dagger_exp.engines.prompt_logprobs import score_at, understood
 from dagger_exp.engines.vllm_probe import Probe
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
 from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Servable, Transfer, Way, commanded
@@ -100,12 +100,8 @@ class VllmEngine:
             skip_special_tokens=False,
             stop_token_ids=[self.end_id],
         )
-        choice = (answer.get("choices") or [{}])[0]
-        if choice.get("token_ids") is None or choice.get("logprobs") is None:
-            raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
-        return Generation(
-            choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] or "stop", version
-        )
+        with understood(endpoint):
+            return _generation(endpoint, answer["choices"][0], version)
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
         """Return the log-probabilities of given tokens under the weights that are served."""
@@ -142,7 +138,7 @@ class VllmEngine:
             weights: the live module that trains.
 
         Raises:
-            ConfigError: the server cannot serve this student.
+            ConfigError: the server cannot serve this student, or tells log-probabilities of something else.
             EngineError: it refuses the weights, or its log-probabilities are not the trainer's afterwards.
         """
         if self.version < 0:
@@ -225,6 +221,7 @@ class VllmEngine:
             self.probe.take(weights, version)
             for endpoint in self.endpoints:
                 await self._probe(endpoint)
+                await self._check_draw(endpoint)
 
     def _check_servers(self) -> None:
         """Look at what is served before anything is asked of it."""
@@ -246,6 +243,18 @@ class VllmEngine:
         num_failures = endpoint.num_failures
         scores = await self._score(endpoint, self.probe.ids, 0)
         self.probe.compare(endpoint, scores.logprobs, num_failures, self.version)
+
+    async def _check_draw(self, endpoint: Endpoint) -> None:
+        """Look whether a log-probability is of what a token was drawn from: where one alone is allowed, it is 0."""
+        only = {"allowed_token_ids": self.probe.ids[:1], "max_tokens": 1, "logprobs": 0, "return_token_ids": True}
+        answer = await self._answer(endpoint, {"prompt": self.probe.ids, **only})
+        with understood(endpoint):
+            [logprob] = _generation(endpoint, answer["choices"][0], self.version).logprobs
+        if not logprob >= -self.probe.tolerance:
+            raise ConfigError(
+                f"{endpoint.address} tells log-probabilities of before temperature and top_p: start it with "
+                "--logprobs-mode processed_logprobs, as in the line that dagger-serve prints."
+            )
 
     async def _complete(self, endpoint: Endpoint, **body: Any) -> dict[str, Any]:
         """Return an answer of the weights that were sent last."""
@@ -286,3 +295,16 @@ class VllmEngine:
 
     async def _everywhere(self, path: str, body: dict[str, Any]) -> None:
         await asyncio.gather(*(commanded(endpoint, path, body) for endpoint in self.endpoints))
+
+
+def _generation(endpoint: Endpoint, choice: Any, version: int) -> Generation:
+    """Return a response, of one token at least; raises `EngineError` where it is nobody's action."""
+    token_ids, logprobs, reason = choice.get("token_ids"), choice.get("logprobs"), choice.get("finish_reason")
+    if token_ids is None or logprobs is None:
+        raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
+    if reason not in ("stop", "length"):
+        raise EngineError(f"{endpoint.address} broke off an answer: its finish_reason is {reason!r}.")
+    values = [float(value) for value in logprobs["token_logprobs"]]
+    if not token_ids or len(token_ids) != len(values):
+        raise ValueError(f"{len(token_ids)} token ids with {len(values)} log-probabilities")
+    return Generation(token_ids, values, reason, version)

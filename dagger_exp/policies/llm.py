@@ -95,8 +95,14 @@ class ModelTeacher(LanguagePolicy):
         return whole(Response(message, finish_reason=generation.finish_reason, usage=usage), self.id)
 
 
+ENDED_BY_OTHERS = ("abort", "content_filter", "error")
+"""Finish reasons of an answer that a server ended, neither the model nor its longest length."""
+
+
 def whole(answer: Response, teacher_id: str) -> Response:
     """Return a teacher's answer; raises `AnswerError` where it says nothing or was cut before its end."""
+    if answer.finish_reason in ENDED_BY_OTHERS:
+        raise AnswerError(f"the answer of {teacher_id} was ended by its server: {answer.finish_reason}", answer.usage)
     if answer.finish_reason == "length" or not (answer.message.content or answer.message.tool_calls):
         said = f"the answer of {teacher_id} is empty or was cut: raise teacher.max_new_tokens"
         raise AnswerError(said, answer.usage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -59,7 +60,7 @@ class ServedPolicy:
         if scaffold and scaffold.tools:
             body |= {"tools": list(scaffold.tools), "parallel_tool_calls": False}  # a turn has one call
         self.request = {name: value for name, value in {**body, **(request or {})}.items() if value is not None}
-        self._id, self._is_tried = id, False
+        self._id, self._is_tried, self._length = id, False, math.inf
 
     @property
     def id(self) -> str:
@@ -92,7 +93,13 @@ class ServedPolicy:
         return whole(response, self.id)
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
-        """Return the log-probabilities of given tokens, which a vLLM server tells."""
+        """Return the log-probabilities of given tokens, which a vLLM server tells while it writes one more.
+
+        Raises:
+            ConfigError: it does not read that many.
+            EngineError: it gives none.
+        """
+        self._check_length((self.max_context_tokens or 0) + 1)
         return await score_at(self.endpoint, self.model, token_ids, num_top)
 
     def connected(self) -> AbstractAsyncContextManager[None]:
@@ -123,12 +130,14 @@ class ServedPolicy:
                 f"{self.endpoint.address} does not serve {self.model or 'one model only'}: set teacher.model to one of "
                 f"{', '.join(list(cards)[:10])}."
             )
-        length = cards[self.model].get("max_model_len")
-        needed = max(self.max_context_tokens or 0, self.max_new_tokens + 1)
-        if length is not None and length < needed:
+        self._length = cards[self.model].get("max_model_len") or math.inf
+        self._check_length(max(self.max_context_tokens or 0, self.max_new_tokens + 1))
+
+    def _check_length(self, needed: int) -> None:
+        if self._length < needed:
             raise ConfigError(
-                f"{self.endpoint.address} reads {length} tokens, and a conversation may need {needed}: start it with a "
-                "longer --max-model-len, or lower teacher.max_context_tokens or teacher.max_new_tokens."
+                f"{self.endpoint.address} reads {self._length} tokens, and a conversation may need {needed}: start it "
+                "with a longer --max-model-len, or lower teacher.max_context_tokens or teacher.max_new_tokens."
             )
 
     def _try(self) -> None:

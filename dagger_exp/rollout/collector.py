@@ -22,6 +22,7 @@ import numpy as np
 from dagger_exp.errors import ConfigError, DataError, DriftError
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.goal import Done, Goal, is_hole, whole
+from dagger_exp.rollout.lock_step import in_lock_step
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.rollout.scored import try_scoring
@@ -178,8 +179,8 @@ class Collector:
             if any(index not in done for index in members):
                 if not (self._may_begin(end) or is_hole(begin, done)):
                     return whole(done)
-                episodes = await asyncio.gather(*(self._episode(round_index, index, end) for index in members))
-                await self._commit(episodes, done, goal, on_episode)
+                playing = {self._key(round_index, index): self._episode(round_index, index, end) for index in members}
+                await self._commit(await in_lock_step(self.runner, playing), done, goal, on_episode)
             begin = members.stop
         return full
 
@@ -211,9 +212,11 @@ class Collector:
     def _may_begin(self, end: float) -> bool:
         return time.monotonic() < end and self.runner.budget.spent is None
 
+    def _key(self, round_index: int, episode_index: int) -> Key:
+        return Key(self.seed, round_index, self.task(round_index, episode_index).id, episode_index)
+
     async def _episode(self, round_index: int, episode_index: int, end: float) -> Episode:
-        task = self.task(round_index, episode_index)
-        return await self.runner.run(task, Key(self.seed, round_index, task.id, episode_index), end)
+        return await self.runner.run(self.task(round_index, episode_index), self._key(round_index, episode_index), end)
 
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""

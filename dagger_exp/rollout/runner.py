@@ -52,7 +52,8 @@ class Runner:
         mixing: decides who acts.
         labeler: decides which turns are labelled.
         chat: renders prompts in the student's format.
-        max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode.
+        max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode, as a
+            teacher's answer does that is longer than the room.
         max_observation_chars: longer observations lose their middle; None keeps them whole.
         turn_timeout_s: wall-clock limit of a turn.
         episode_timeout_s: wall-clock limit of an attempt.
@@ -141,6 +142,8 @@ class Runner:
             async with asyncio.timeout(self.turn_timeout_s):
                 action, label, result = await self._take_turn(choice.actor, state, env)
             turn = self._turn(turn_index, observation, num_cut, prompt, choice, action, label, result, begin)
+            if len(prompt.prompt_ids) + _longest(turn) > self.max_context_tokens:
+                return StopReason.CONTEXT  # the teacher says more than the student can read
             turns.append(turn)
             if result.stop_reason is not None:
                 return result.stop_reason
@@ -255,6 +258,10 @@ class Runner:
         whole = time.monotonic() - begin >= self.episode_timeout_s
         limit = f"the episode took more than {self.episode_timeout_s:g} s"
         return limit if whole else f"a turn took more than {self.turn_timeout_s:g} s"
+
+
+def _longest(turn: Turn) -> int:
+    return max(len(turn.response_ids), len(turn.label_ids or ()))
 
 
 async def _together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -23,8 +23,8 @@ of the client: above 0.05 a row tells of the machine, and of ours only beside `b
 returns, for ours with the round's Parquet file, the removal of its episodes' files and the episodes read back.
 
 Prints a table, what the chat costs at turns 8, 32 and 128 (an answer of the teacher and the prompt of the next turn, in
-milliseconds, apart for tokens and for the template; wanted is the same at all of them; `--clients` without a name
-prints that alone), and a JSON line.
+milliseconds, apart for tokens and for the template; wanted is the same at all of them for the tokens; a template that
+may look back is rendered whole at each turn; `--clients` without a name prints that alone), and a JSON line.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+LOOKING_BACK = CHATML.replace("'<|im_start|>' + m.role", "('<|im_start|>' if loop.first else '<|im_start|>') + m.role")
+TEMPLATES = {"each alone": CHATML, "looks back": LOOKING_BACK}
+"""The same text; but in one of them a message may look at others, as in most templates with tools."""
 PEERS = {"verifiers": "verifiers==0.3.1", "mini": "mini-swe-agent==2.4.6"}
 """The last `verifiers` that has a `MultiTurnEnv`: from 0.4 each model call goes through a process and a proxy."""
 
@@ -508,7 +511,7 @@ class Timed:
         return result
 
 
-def measure_chat(folder: Path, texts: Sequence[str], num_repeats: int = 9) -> list[dict[str, float]]:
+def measure_chat(folder: Path, texts: Sequence[str], template: str, num_repeats: int = 9) -> list[dict[str, Any]]:
     """Return what one turn costs: an answer of the teacher, and the prompt that the next observation makes."""
     from dagger_exp.chat import Chat
     from dagger_exp.types import Message
@@ -516,6 +519,7 @@ def measure_chat(folder: Path, texts: Sequence[str], num_repeats: int = 9) -> li
     wanted = (8, 32, 128)
     times: dict[int, list[tuple[float, float, float]]] = {turn: [] for turn in wanted}
     timed: Any = Timed(read_tokenizer(folder))
+    timed.tokenizer.chat_template = TEMPLATES[template]
     chat, said = Chat(timed), Message("assistant", SAID)
     for repeat in range(num_repeats):
         messages = [Message("user", texts[repeat])]
@@ -534,8 +538,9 @@ def measure_chat(folder: Path, texts: Sequence[str], num_repeats: int = 9) -> li
     rows = []
     for turn in wanted:
         tokens, render, whole = (1000 * statistics.median(column) for column in zip(*times[turn], strict=True))
-        rows.append({"turn": turn, "tokens_ms": tokens, "render_ms": render, "all_ms": whole})
-    return [{name: round(value, 3) for name, value in row.items()} for row in rows]
+        times_ms = {"tokens_ms": tokens, "render_ms": render, "all_ms": whole}
+        rows.append({"template": template, "turn": turn} | {name: round(ms, 3) for name, ms in times_ms.items()})
+    return rows
 
 
 # The script ----------------------------------------------------------------------------------------------------------
@@ -557,7 +562,7 @@ def main() -> None:
         (options.folder / "texts.json").write_text(json.dumps(texts))
         train_tokenizer(options.folder)
         figures = measure_clients(options) if options.clients else []
-        chat = measure_chat(options.folder, texts)
+        chat = [row for template in TEMPLATES for row in measure_chat(options.folder, texts, template)]
     print_table(figures)
     print_table(chat)
     machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}

@@ -99,6 +99,21 @@ def test_a_server_that_asks_for_a_pause_gets_it(provider: Provider, address: str
     assert time.monotonic() - begin >= 0.05  # its Retry-After, though its own pause is none
 
 
+def test_a_pause_is_also_for_those_that_wait_for_their_place(provider: Provider, address: str) -> None:
+    provider.faults = ["429-long"]
+    ask(patient(address, first_pause_s=0.0, max_requests_per_s=20.0), times=10)
+    assert len(provider.arrivals) == 11
+    assert sum(arrival < provider.arrivals[0] + 0.9 for arrival in provider.arrivals) <= 3  # of 10 without the pause
+
+
+def test_more_than_a_server_takes_is_sent_at_its_pace() -> None:
+    provider = Provider(limit_per_s=50.0)
+    with serving(provider) as address:
+        answers = ask(patient(address, first_pause_s=0.05), times=150)
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+    assert len(provider.requests) < 3 * 150  # all of them, all at once, again and again
+
+
 def test_requests_keep_to_a_shared_rate(address: str) -> None:
     begin = time.monotonic()
     assert len(ask(patient(address, max_requests_per_s=50.0), times=11)) == 11

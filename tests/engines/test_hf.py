@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dagger_exp.engines.hf import HfEngine
-from dagger_exp.errors import EngineError
+from dagger_exp.errors import EngineError, EnvError
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.student import from_scratch
 from dagger_exp.types import Key
@@ -280,6 +281,89 @@ def test_an_episode_that_gives_up_does_not_disturb_the_others(engine: HfEngine) 
 
     alone = [answers(engine, [(prompt, sampled(row))])[0] for row, prompt in enumerate(PROMPTS) if row != 3]
     assert [answer.token_ids for answer in asyncio.run(script())] == [answer.token_ids for answer in alone]
+
+
+async def ask(engine: HfEngine, row: int, turns: Sequence[int] = (0, 1, 2)) -> list[Generation]:
+    keys = [key(row)._replace(turn_index=turn) for turn in turns]
+    return [await engine.generate(PROMPTS[row], Sampling(6, key=each)) for each in keys]
+
+
+def begun(*episodes: Coroutine[Any, Any, Any]) -> dict[Key, asyncio.Task[Any]]:
+    return {key(row)._replace(turn_index=-1): asyncio.create_task(each) for row, each in enumerate(episodes)}
+
+
+def test_a_batch_waits_for_each_of_its_members_that_is_not_over(engine: HfEngine, model: Any) -> None:
+    async def play() -> list[Any]:
+        is_full, is_out = asyncio.Event(), asyncio.Event()
+
+        async def come_late() -> list[Generation]:
+            await is_out.wait()
+            return await ask(engine, 0)
+
+        async def time_out_and_ask_again() -> list[Generation]:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await ask(engine, 1)
+            is_full.set()
+            return await ask(engine, 1)
+
+        async def fail() -> list[Generation]:
+            await is_out.wait()
+            raise EnvError("the disk is gone")
+
+        others = (ask(engine, 2, (0,)), ask(engine, 3), fail(), ask(engine, 5, ()), ask(engine, 6), ask(engine, 7))
+        tasks = begun(come_late(), time_out_and_ask_again(), *others)
+        *_, one, last = tasks.values()
+        last.cancel()  # before it has begun
+        with engine.members(tasks, lambda at: at.turn_index + 1):
+            await is_full.wait()
+            one.cancel()  # while it waits
+            is_out.set()
+            return await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    with watching(model) as seen:
+        found = asyncio.run(play())
+        assert [len(each) if isinstance(each, list) else type(each) for each in found] == [
+            *(3, 3, 1, 3, EnvError, 0, asyncio.CancelledError, asyncio.CancelledError)
+        ]
+        in_batches = len(seen)
+        assert [num_rows for num_rows, _ in groupby(num_rows for num_rows, _ in seen)] == [4, 3]
+        alone = answers(engine, [(PROMPTS[0], sampled(0))])
+        assert {num_rows for num_rows, _ in seen[in_batches:]} == {1}, "the members are gone"
+    assert found[0][0].token_ids == alone[0].token_ids
+
+
+def test_a_batch_does_not_wait_for_who_asks_at_a_later_turn_only(engine: HfEngine, model: Any) -> None:
+    async def play() -> None:
+        is_later = asyncio.Event()
+
+        async def be_played_by_the_student() -> None:
+            await ask(engine, 0, (0, 1))
+            is_later.set()
+            await ask(engine, 0, (2,))
+
+        async def be_played_by_the_teacher() -> None:
+            await is_later.wait()
+            await ask(engine, 1, (2, 3))
+
+        tasks = begun(be_played_by_the_student(), be_played_by_the_teacher())
+        with engine.members(tasks, lambda at: max(at.turn_index + 1, 2 * at.episode_index)):
+            await asyncio.gather(*tasks.values())
+
+    with watching(model) as seen:
+        asyncio.run(play())
+    assert [num_rows for num_rows, _ in groupby(num_rows for num_rows, _ in seen)] == [1, 2, 1]
+
+
+def test_rows_stand_in_the_order_of_their_keys(engine: HfEngine, model: Any) -> None:
+    asked = [(PROMPTS[row], sampled(row, 1)) for row in (5, 2, 7, 0)]
+    seen: list[list[int]] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["attention_mask"].sum(1).tolist()), with_kwargs=True
+    )
+    answers(engine, asked)
+    handle.remove()
+    assert seen == [[len(PROMPTS[row]) for row in (0, 2, 5, 7)]]
 
 
 def test_generating_leaves_the_global_random_state_alone(engine: HfEngine) -> None:

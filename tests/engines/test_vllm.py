@@ -82,9 +82,10 @@ def python() -> str:
 
 
 @contextmanager
-def started(own: Student, folder: Path) -> Iterator[VllmEngine]:
-    """Start a server for a student and give it the first weights."""
-    server = VllmServer(python=python(), dtype="float32", start_timeout_s=1500, arguments=ARGUMENTS, environment=CPU)
+def started(own: Student, folder: Path, *more: str) -> Iterator[VllmEngine]:
+    """Start a server for a student, with more on its line, and give it the first weights."""
+    arguments = [*ARGUMENTS, *more]
+    server = VllmServer(python=python(), dtype="float32", start_timeout_s=1500, arguments=arguments, environment=CPU)
     engine = VllmEngine(student=own, end_id=own.chat.end_id, folder=folder, server=server, probe_tolerance=TOLERANCE)
     try:
         engine.load_weights(0, own.model)
@@ -314,3 +315,9 @@ def test_full_weights_are_reloaded_from_disk(tmp_path: Path) -> None:
     assert [list(a.token_ids) for a in after] == [list(a.token_ids) for a in generated(in_process(own), own)]
     assert [list(a.token_ids) for a in after] != [list(a.token_ids) for a in before]
     assert {answer.policy_version for answer in after} == {1}
+
+
+def test_a_server_that_tells_log_probabilities_before_the_temperature_is_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(ConfigError, match="--logprobs-mode processed_logprobs")
+    with refused, started(student(), tmp_path, "--logprobs-mode", "raw_logprobs"):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +26,12 @@ from dagger_exp.types import Key
 from tests.provider import MODEL, Provider, serving
 
 PROMPTS = ([5, 6, 7, 8], [8, 7, 6, 5], [9, 5, 9, 6])
-SENT = ["/collective_rpc", "/reset_prefix_cache", "/v1/completions"]
-"""How full weights come to a server, and the probe."""
+ASKED = ["/v1/completions"] * 2
+"""The probe, and whether a log-probability is the one that a token was drawn with."""
+SENT = ["/collective_rpc", "/reset_prefix_cache", *ASKED]
+"""How full weights come to a server, and what it is asked then."""
+LOADING = threading.Lock()
+"""Servers are threads here, and Transformers loads one model at a time."""
 
 
 class Vllm(Provider):
@@ -35,12 +40,13 @@ class Vllm(Provider):
     Args:
         first: the weights that it was started with.
         is_in_dev_mode: whether its weights can be reloaded.
+        is_processed: whether what a request allows counts for a log-probability.
     """
 
-    def __init__(self, first: Any, is_in_dev_mode: bool = True) -> None:
+    def __init__(self, first: Any, is_in_dev_mode: bool = True, is_processed: bool = True) -> None:
         super().__init__()
         self.first = self.model = first
-        self.is_in_dev_mode, self.adapters = is_in_dev_mode, list[str]()
+        self.is_in_dev_mode, self.is_processed, self.adapters = is_in_dev_mode, is_processed, list[str]()
         self.answers |= {
             "/v1/completions": self._complete,
             "/collective_rpc": self._reload,
@@ -68,13 +74,16 @@ class Vllm(Provider):
         if "prompt_logprobs" in body:
             rows = [{str(token): {"logprob": value}} for token, value in zip(ids[1:], logprobs, strict=True)]
             return {"choices": [{"prompt_logprobs": [None, *rows]}]}
+        if self.is_processed and "allowed_token_ids" in body:
+            logprobs = [0.0]
         said = {"token_ids": ids[-1:], "logprobs": {"token_logprobs": logprobs[-1:]}, "finish_reason": "stop"}
         return {"choices": [said]}
 
     def _reload(self, body: dict[str, Any]) -> dict[str, Any]:
         if not self.is_in_dev_mode:
             raise web.HTTPNotFound
-        self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        with LOADING:
+            self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
         return {}
 
     def _load(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -242,6 +251,17 @@ def test_a_server_without_dev_mode_is_refused_with_the_mend(tmp_path: Path) -> N
             engine(own, tmp_path, address).load_weights(0, own.model)
 
 
+@pytest.mark.parametrize("finetuning", ["full", "lora"])
+def test_a_server_whose_log_probabilities_are_not_those_of_the_draw_is_refused(tmp_path: Path, finetuning: str) -> None:
+    own = student(finetuning=finetuning)
+    with serving(Vllm(own.model)) as first, serving(Vllm(own.model, is_processed=False)) as second:
+        found = engine(own, tmp_path, first)
+        found.endpoints.append(Endpoint(address=second))
+        mend = rf"^{second} tells .* temperature and top_p: start it with --logprobs-mode processed_logprobs, "
+        with pytest.raises(ConfigError, match=mend):
+            found.load_weights(0, own.model)
+
+
 def test_a_run_that_was_killed_leaves_no_adapter_at_a_server(tmp_path: Path) -> None:
     own = student(finetuning="lora")
     server = Vllm(own.model)
@@ -269,7 +289,7 @@ def test_a_server_sleeps_while_the_student_trains(tmp_path: Path) -> None:
         found.load_weights(1, moved(own))
         assert server.paths == ["/wake_up", *SENT]
         found.load_weights(1, own.model)
-        assert server.paths == ["/v1/completions"]
+        assert server.paths == ASKED
         found.rest()  # and is killed
         assert server.paths == ["/sleep"]
         engine(own, tmp_path, address, sleeps=True).load_weights(1, own.model)

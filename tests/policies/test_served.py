@@ -14,6 +14,8 @@ from dagger_exp.errors import ConfigError
 from dagger_exp.policies.llm import AnswerError
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.protocols import Scores
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.scored import try_scoring
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.calls import find_call, written
 from dagger_exp.scaffolds.tools import ToolScaffold
@@ -37,12 +39,12 @@ def answered(message: dict[str, Any], state: State = STATE, **settings: Any) -> 
     provider = Provider(chat=chat)
     with serving(provider) as address:
         policy = ServedPolicy(endpoint=Endpoint(address=address), model=MODEL, **settings)
+        return asyncio.run(said_by(policy, state)), provider
 
-        async def act() -> Response:
-            async with policy.connected():
-                return await policy.act(state, WORLD.make(WORLD.tasks("train")[0]))
 
-        return asyncio.run(act()), provider
+async def said_by(policy: ServedPolicy, state: State = STATE) -> Response:
+    async with policy.connected():
+        return await policy.act(state, WORLD.make(WORLD.tasks("train")[0]))
 
 
 def test_the_conversation_is_asked_and_the_text_is_the_answer() -> None:
@@ -157,6 +159,13 @@ def test_an_answer_in_another_form_is_an_error_that_has_its_price() -> None:
     assert refused.value.usage == Usage(7, 3)
 
 
+@pytest.mark.parametrize("answer", [[], {"choices": []}, {"choices": ["a"]}, {"choices": [], "usage": [1]}])
+def test_an_answer_without_a_message_is_an_error_that_names_the_server(answer: Any) -> None:
+    provider = Provider(chat=lambda body: answer)
+    with serving(provider) as address, pytest.raises(AnswerError, match=f"^{address} answers in a form .* not underst"):
+        asyncio.run(said_by(ServedPolicy(endpoint=Endpoint(address=address), model=MODEL)))
+
+
 @pytest.mark.parametrize(("model", "refused"), [(MODEL, False), (None, False), ("other", True)])
 def test_a_model_that_is_not_served_is_refused_with_those_that_are(model: str | None, refused: bool) -> None:
     with serving(Provider()) as address:
@@ -185,6 +194,27 @@ def test_a_server_that_reads_too_little_is_refused(settings: dict[str, Any], ref
                 policy.check()
         else:
             policy.check()
+
+
+@pytest.mark.parametrize("max_model_len", [4096, 4097])
+def test_log_probabilities_need_a_token_more_than_the_longest_conversation(max_model_len: int) -> None:
+    provider = Provider(max_model_len=max_model_len)
+    rows = [None, {"7": {"logprob": -0.5, "rank": 1}}]
+    provider.answers["/v1/completions"] = lambda body: {"choices": [{"prompt_logprobs": rows}]}
+    with serving(provider) as address:
+        policy = ServedPolicy(endpoint=Endpoint(address=address), model=MODEL, max_context_tokens=4096)
+        policy.check()  # who asks for text only needs no more
+        if max_model_len > 4096:
+            assert asyncio.run(tried(policy)) is None
+        else:
+            with pytest.raises(ConfigError, match=f"{address} reads 4096 tokens, and a conversation may need 4097: "):
+                asyncio.run(tried(policy))
+
+
+async def tried(policy: ServedPolicy) -> None:
+    """Ask for log-probabilities as a run does before its first episode."""
+    async with policy.connected():
+        await try_scoring(policy, Labeler(logprobs=True), 7)
 
 
 NO_TOOLS = '{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice and a parser to be set"}}'

@@ -25,6 +25,7 @@ from dagger_exp.errors import DataError, EngineError, EnvError, PolicyError
 from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Env, Generation, Sampling
 from dagger_exp.rollout.collector import Collector
+from dagger_exp.seeding import uniform
 from dagger_exp.store.schema import TIME_COLUMNS
 from dagger_exp.training.csv_logger import read_csv
 from dagger_exp.training.rounds import Silent
@@ -82,6 +83,60 @@ def test_a_straggler_does_not_make_the_others_play_on(tmp_path: Path) -> None:
     used = out_of_order(collector(tmp_path, *HALF, "rollout.concurrency=4"))
     used.collect(0, num_labels=60)
     assert used.store.manifest(0)["num_dropped"] <= 4
+
+
+class Distant:
+    """A teacher, a world or the env of an episode: answers as the one it stands for, later, and breaks where told."""
+
+    reads_env = False  # it is asked beside the student, and looks at once
+
+    def __init__(self, near: Any, seconds: float, how: str = "") -> None:
+        self.near, self.seconds, self.how, self.num_answers = near, seconds, how, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.near, name)
+
+    def make(self, task: Task) -> Distant:
+        self.how = self.how or task.id  # the first one breaks, at each attempt
+        return Distant(
+            self.near.make(task), self.seconds * (1 + int(task.id[-6:]) % 7), self.how * (task.id == self.how)
+        )
+
+    async def act(self, state: State, env: Any) -> Response:
+        response = await self.near.act(state, env)
+        await asyncio.sleep(self.seconds * uniform(state.key, "latency"))
+        return response
+
+    async def step(self, action: Message) -> StepResult:
+        self.num_answers += 1
+        await asyncio.sleep(self.seconds / self.num_answers)
+        if self.how and self.num_answers == 3:
+            raise EnvError("the disk is gone")
+        return await self.near.step(action)
+
+
+def in_lock_step(folder: Path, seconds: float) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return a collection whose teacher and env take time, and the numbers of rows of its forward passes, sorted."""
+    cfg = compose_checked("train", [*SMALL, *HALF, "engine=hf", "rollout.concurrency=8"])
+    run, seen = build_run(cfg, folder, "run"), list[int]()
+    run.engine.load_weights(0, run.student.model)
+    run.student.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    runner = run.collector.runner
+    distant = replace(runner, teacher=Distant(runner.teacher, seconds), world=Distant(runner.world, seconds))
+    used = replace(run.collector, runner=distant)
+    used.collect(0, num_episodes=12)
+    return stored(used), sorted(seen)
+
+
+def test_latency_changes_nothing_in_lock_step(tmp_path: Path) -> None:
+    at_once, later = in_lock_step(tmp_path / "0", 0.0), in_lock_step(tmp_path / "1", 0.003)
+    assert later == at_once
+    rows, _ = later
+    lengths = {row["episode_index"]: row["turn_index"] for row in rows}
+    assert len(set(lengths.values())) > 2, "episodes do end at different turns"
+    assert {row["stop_reason"] for row in rows} > {"sandbox"}
 
 
 class FailingEnv(RepoRepairEnv):

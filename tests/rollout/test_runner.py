@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -236,6 +236,24 @@ def test_a_prompt_without_room_for_a_response_ends_the_episode() -> None:
         assert episode.stop_reason is StopReason.CONTEXT
         assert len(episode.turns) == 6
     assert run(max_context_tokens=lengths[0] + ROOM - 1).turns == []
+
+
+class Rambling(Watched):
+    """A teacher who says more at his third turn."""
+
+    async def act(self, state: State, env: Env) -> Response:
+        response = await super().act(state, env)
+        said = "test " * 20 if state.key.turn_index == 2 else response.message.content
+        return replace(response, message=Message("assistant", said.strip()))
+
+
+@pytest.mark.parametrize("mixing", [StudentOnly(), TeacherOnly()])
+def test_an_answer_of_the_teacher_that_does_not_fit_ends_the_episode_without_its_turn(mixing: Any) -> None:
+    whole = run(Reciting(*["test"] * 24), mixing=mixing)
+    limit = len(whole.prompt_ids(2)) + ROOM
+    episode = run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling(), max_context_tokens=limit)
+    assert (episode.stop_reason, len(episode.turns)) == (StopReason.CONTEXT, 2)
+    assert len(run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling()).turns) > 2
 
 
 def test_an_episode_ends_after_the_turns_of_the_world_or_of_the_mixing() -> None:
