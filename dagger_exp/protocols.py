@@ -183,6 +183,11 @@ class Policy(Protocol):
         ...
 
     @property
+    def place(self) -> str:
+        """Where it answers, for a person to look: an address, or "" for this process."""
+        ...
+
+    @property
     def reads_env(self) -> bool:
         """True where the answer is read off the env, so that it must be asked before the env goes on."""
         ...
@@ -270,6 +275,11 @@ class Engine(Protocol):
     @property
     def id(self) -> str:
         """Name under which it is recorded."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it answers, for a person to look: addresses, or "" for this process."""
         ...
 
     is_lock_step: bool

@@ -51,7 +51,7 @@ class HfEngine:
         max_batch_size: largest number of rows in one forward pass.
     """
 
-    id = "hf"
+    id, place = "hf", ""
     is_lock_step = True
 
     def __init__(self, *, end_id: int, pad_id: int, max_batch_size: int = 256) -> None:
@@ -87,8 +87,8 @@ class HfEngine:
         loop = asyncio.get_running_loop()
         request = Request(prompt_ids, sampling, loop.create_future())
         self._waiting.append(request)
-        if sampling.key and request.episode in self._members:
-            self._next_turns[request.episode] = self._next_turn(sampling.key)
+        if sampling.key and (episode := request.episode) in self._members and episode:
+            self._next_turns[episode] = self._next_turn(sampling.key)
         loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
         return await request.answer
 

@@ -79,6 +79,10 @@ class VllmEngine:
         return self.way.name
 
     @property
+    def place(self) -> str:
+        return ", ".join(endpoint.address for endpoint in self.endpoints)
+
+    @property
     def drift(self) -> float:
         """What the last probe found: the largest difference of a log-probability, in nats."""
         return self.probe.drift

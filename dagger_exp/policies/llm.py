@@ -43,6 +43,10 @@ class LanguagePolicy:
     id: str = "student"
     reads_env: ClassVar[bool] = False
 
+    @property
+    def place(self) -> str:
+        return self.engine.place
+
     async def act(self, state: State, env: Env) -> Response:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
         generation = await self.engine.generate(state.prompt_ids, sampling)

@@ -66,6 +66,10 @@ class ServedPolicy:
     def id(self) -> str:
         return self._id or self.model or "served"
 
+    @property
+    def place(self) -> str:
+        return self.endpoint.address
+
     async def act(self, state: State, env: Env) -> Response:
         """Return the answer.
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 from dagger_exp.chat import Chat, Prompt
 from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy
-from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
+from dagger_exp.protocols import Engine, Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.scored import scored
@@ -110,7 +110,8 @@ class Runner:
         except TimeoutError:
             is_cut = time.monotonic() >= deadline
             stop_reason = StopReason.DEADLINE if is_cut else StopReason.TIMEOUT
-            error = "the round's deadline cut this episode" if is_cut else f"TimeoutError: {self._too_long(begin)}"
+            limit = "the round's deadline cut this episode" if is_cut else f"TimeoutError: {self._too_long(begin)}"
+            error = f"{limit}{self.watchdog.cut(key)}"
         except (EnvError, LabelError, PolicyError) as failure:
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
         finally:
@@ -172,7 +173,7 @@ class Runner:
         if actor is Actor.TEACHER:
             action = await self._ask_teacher(state, env, "action")
         else:
-            with self.watchdog.waiting(state.key, f"the student's engine {self.student.engine.id}"):
+            with self.watchdog.waiting(state.key, f"the student's engine {_with_place(self.student.engine)}"):
                 action = await self.student.act(state, env)
         with self.watchdog.waiting(state.key, "its env"):
             return action, await env.step(action.message)
@@ -180,7 +181,7 @@ class Runner:
     async def _ask_teacher(self, state: State, env: Env, what: str) -> Response:
         self.budget.check()
         try:
-            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {self.teacher.id}"):
+            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {_with_place(self.teacher)}"):
                 answer = await self.teacher.act(state, env)
         except PolicyError as error:  # its `ContextError` too: that the teacher reads less is not the student's doing
             if isinstance(error, AnswerError):
@@ -194,7 +195,7 @@ class Runner:
         if not self.labeler.logprobs:
             return turns
         try:
-            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {self.teacher.id}"):
+            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {_with_place(self.teacher)}"):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget)
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
@@ -258,6 +259,10 @@ class Runner:
         whole = time.monotonic() - begin >= self.episode_timeout_s
         limit = f"the episode took more than {self.episode_timeout_s:g} s"
         return limit if whole else f"a turn took more than {self.turn_timeout_s:g} s"
+
+
+def _with_place(asked: Policy | Engine) -> str:
+    return f"{asked.id} at {asked.place}" if asked.place else asked.id
 
 
 def _longest(turn: Turn) -> int:

@@ -39,6 +39,7 @@ class Watchdog:
     patience_s: float = 120.0
     say: Say = lambda text: None
     waits: dict[Key, Wait] = field(default_factory=dict, init=False)
+    cuts: dict[tuple[int, int], list[str]] = field(default_factory=dict, init=False)
     named: set[Key] = field(default_factory=set, init=False)
     loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
 
@@ -49,13 +50,22 @@ class Watchdog:
         self.waits[key] = Wait(what, time.monotonic(), asyncio.current_task())
         try:
             yield
+        except asyncio.CancelledError:
+            self.cuts.setdefault((key.round_index, key.episode_index), []).append(what)
+            raise
         finally:
             self.waits.pop(key, None)
+
+    def cut(self, key: Key) -> str:
+        """Return what an episode waited for when it was cut, to be told of it once."""
+        waits = self.cuts.pop((key.round_index, key.episode_index), [])
+        return f" while it waited for {' and '.join(waits)}" if waits else ""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Look again and again, while episodes are played."""
         over, self.loop = threading.Event(), asyncio.get_running_loop()
+        self.cuts.clear()
         thread = threading.Thread(target=self._watch, args=(over,), name="watchdog", daemon=True)
         thread.start()
         try:

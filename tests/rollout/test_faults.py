@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
 from dagger_exp.store.store import Store
 from dagger_exp.training.tokenizers import word_tokenizer
-from dagger_exp.types import Actor, Episode, StopReason
+from dagger_exp.types import Actor, Episode, Key, StopReason
 from tests.provider import MODEL, Process, Provider, serving
 
 WORLD = RepoRepair(max_turns=6)
@@ -126,3 +127,22 @@ def test_a_server_that_stays_away_is_no_result_of_an_evaluation(tmp_path: Path) 
         )
         with pytest.raises(DataError, match=rf"^4 of 4 .* the last with .*{student.address}.*: mend that"):
             evaluator.evaluate(0)
+
+
+@pytest.mark.parametrize(
+    ("hangs", "name"), [("student", "the student's engine vllm"), ("teacher", f"the teacher {MODEL}")]
+)
+def test_a_server_that_hangs_is_named_with_its_address(tmp_path: Path, hangs: str, name: str) -> None:
+    silent = Provider()
+    silent.faults = ["timeout"] * 9
+    with serving(silent) as hanging, serving(Provider(reply_ids=TEST_IDS)) as address:
+        addresses = {"student": address, "teacher": address, hangs: hanging}
+        played = replace(runner(**addresses, folder=tmp_path), turn_timeout_s=0.5, mixing=StudentOnly())
+
+        async def play() -> Episode:
+            async with played.connected():
+                return await played.run(WORLD.tasks("train")[0], Key(0, 0, "t", 0))
+
+        episode = asyncio.run(play())
+    assert episode.stop_reason is StopReason.TIMEOUT
+    assert episode.error.endswith(f"a turn took more than 0.5 s while it waited for {name} at {hanging}")

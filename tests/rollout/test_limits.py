@@ -47,6 +47,7 @@ class Slow:
     asked: list[Key] = field(default_factory=list)
     id: str = "far away"
     reads_env: bool = False
+    place: str = ""
     gate: asyncio.Event | None = None
 
     async def act(self, state: State, env: Env) -> Response:
@@ -199,7 +200,7 @@ def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path
     teacher = Slow(hangs_at=lambda key: key == Key(0, 0, key.task_id, 0, 1))
     [first, second] = collected(runner(teacher, turn_timeout_s=0.5), tmp_path, num_episodes=2)
     assert (first.stop_reason, second.stop_reason) == (StopReason.TIMEOUT, StopReason.MAX_TURNS)
-    assert "a turn took more than 0.5 s" in first.error
+    assert "a turn took more than 0.5 s while it waited for the teacher far away" in first.error
 
 
 @pytest.mark.parametrize(
