@@ -99,8 +99,12 @@ def _field(path: Path, name: str) -> Any:
         return None
 
 
+SECRET = re.compile(r"(?<=//)[^/\s]*(?=@)|(?<=api_key_env=)(?![A-Z][A-Z0-9_]*$).+")
+"""What is a key or a password, or may be one, where none belongs; it is refused, and not shown before."""
+
+
 def announce(arguments: Sequence[str], command: str) -> None:
     """Print a first line at once: the libraries take seconds to load. Silent where something is only shown."""
     is_shown = {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}
     if is_first_process() and not is_shown:
-        print(f"dagger-{command}: loading", *arguments, flush=True)
+        print(f"dagger-{command}: loading", *(SECRET.sub("***", argument) for argument in arguments), flush=True)

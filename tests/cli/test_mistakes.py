@@ -147,6 +147,17 @@ def test_a_resume_takes_no_other_kind_of_run_and_no_damaged_one(call: Call, tmp_
     assert "cannot be read; restore it" in call("collect", f"resume={tmp_path}/collected").err
 
 
+@pytest.mark.parametrize(
+    "typed", ["address=https://me:sk-planted@host", "address=https://sk-planted@host", "api_key_env=sk-planted"]
+)
+def test_a_key_that_is_typed_where_none_belongs_is_shown_nowhere(call: Call, tmp_path: Path, typed: str) -> None:
+    answer = call("train", "teacher=openai", "teacher.model=x", f"teacher.endpoint.{typed}")
+    assert answer.code == 2
+    assert "teacher.endpoint." in answer.err
+    assert "planted" not in answer.out + answer.err
+    assert files_in(tmp_path) == []
+
+
 def test_a_run_that_another_process_is_at_is_left_to_it(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "collected"
     assert call("collect", *QUICK, f"hydra.run.dir={folder}", "rounds.labels=5", "env.num_bugs=1").code == 0
