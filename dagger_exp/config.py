@@ -158,17 +158,15 @@ def _check_key_names(cfg: DictConfig) -> None:
 
 def _check_addresses(cfg: DictConfig) -> None:
     """Refuse an address that holds a password, before it is written anywhere."""
-    for path in ("teacher.endpoint.address", "engine.addresses"):
-        given = OmegaConf.select(cfg, path)
-        if given is not None and any(mark in str(address) for mark in "@?" for address in _listed(given)):
+    one, several = OmegaConf.select(cfg, "teacher.endpoint.address"), OmegaConf.select(cfg, "engine.addresses")
+    if several is not None and not OmegaConf.is_list(several):
+        raise ConfigError("engine.addresses is a list; write it as [http://HOST:PORT].")
+    for path, address in [("teacher.endpoint.address", one), *(("engine.addresses", each) for each in several or ())]:
+        if any(mark in str(address) for mark in "@?"):
             raise ConfigError(
                 f"{path} holds a name, a password or a query, which is not shown; leave it out, and put the key into "
                 "the variable that api_key_env names."
             )
-
-
-def _listed(given: Any) -> list[Any]:
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _check_lengths(cfg: DictConfig) -> None:

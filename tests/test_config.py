@@ -134,6 +134,7 @@ BAD = [
         "teacher=openai teacher.model=x teacher.endpoint.address=http://me:secret@host",
         "teacher.endpoint.address holds a name, a password or a query, which is not shown; leave it out",
     ),
+    ("engine=vllm engine.addresses=http://host:1", "engine.addresses is a list; write it as [http://HOST:PORT]."),
     (
         "engine=vllm engine.addresses=[http://host:1,http://me:secret@host:2]",
         "engine.addresses holds a name, a password or a query, which is not shown; leave it out",

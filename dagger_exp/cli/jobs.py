@@ -27,8 +27,8 @@ from dagger_exp.store.files import read_json, write_json
 ALIVE = ("pending", "running")
 OVER = ("finished", "failed", "cancelled")
 COMMAND_TIMEOUT_S = 60
-CLOCK_ERROR_S = 2
-"""By how much two readings of when a process started may differ, where the machine's clock was set in between."""
+CLOCK_ERROR_S = 0.5
+"""By how much two readings of when a process began may differ."""
 WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 CANCELLED = "cancelled"
@@ -110,18 +110,22 @@ def _of_queue(said: str, slurm_id: str, queue: Mapping[str, str] | None) -> str:
     return "lost" if said in ("running", "new") else said
 
 
-def _of_process(said: str, pid: int | None, started: float | None) -> str:
+def _of_process(said: str, pid: Any, started: Any) -> str:
     return "lost" if said == "running" and pid is not None and not is_alive(pid, started) else said
 
 
-def is_alive(pid: int, started: float | None) -> bool:
+def is_alive(pid: Any, started: Any) -> bool:
     """Return whether the process of this host that signed runs: by now another may have its number."""
     try:
         process = psutil.Process(pid)
-        is_same = started is not None and abs(process.create_time() - started) < CLOCK_ERROR_S
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return abs(started_at(process) - started) < CLOCK_ERROR_S and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, TypeError, ValueError):  # the last two: nobody has signed so
         return False
+
+
+def started_at(process: psutil.Process) -> float:
+    """Return when a process began, in seconds since the machine did, which no setting of its clock moves."""
+    return process.create_time() - psutil.boot_time()
 
 
 def another_process(folder: Path) -> int | None:
@@ -188,7 +192,7 @@ def sign() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": process.pid,
-        "started": process.create_time(),
+        "started": started_at(process),
         "slurm_id": slurm_id(),
     }
 

@@ -79,7 +79,7 @@ class Endpoint:
         first_pause_s: float = 0.5,
         max_requests_per_s: float | None = None,
     ) -> None:
-        if not address.startswith(("http://", "https://")):
+        if not str(address).startswith(("http://", "https://")):  # a list of them may hold anything
             raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
         if max_requests_per_s is not None and max_requests_per_s <= 0:
             raise ConfigError(f"max_requests_per_s is {max_requests_per_s}; it must be above 0, or null for no limit.")
@@ -236,7 +236,7 @@ class Endpoint:
             if answer.status == 429:
                 self._pace.slow_down(began)
             raise self._refusal(path, answer.status, text.decode(errors="replace"), answer.headers)
-        self._pace.quicken()
+        self._pace.quicken(began)
         if answer.content_type != "application/json" and not path.endswith("/completions"):
             return {}  # "Success", or nothing: the status has said it
         try:

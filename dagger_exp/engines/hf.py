@@ -10,6 +10,7 @@ of their keys, for that reason.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Request:
     prompt_ids: Sequence[int]
     sampling: Sampling
     answer: asyncio.Future[Generation]
+    since: float
 
     @property
     def turn(self) -> int:
@@ -62,18 +64,21 @@ class HfEngine:
         self._members: dict[Key, asyncio.Task[Any]] = {}
         self._next_turn: Callable[[Key], float] = lambda key: 0
         self._next_turns: dict[Key, float] = {}
+        self._patience_s = math.inf
 
     def load_weights(self, version: int, weights: torch.nn.Module) -> None:
         """Generate with this module from now on; its weights are used as they are at the time of a request."""
         self.model, self.version = weights, version
 
     @contextmanager
-    def members(self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float]) -> Iterator[None]:
+    def members(
+        self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float], patience_s: float
+    ) -> Iterator[None]:
         """Generate for a turn when each of these episodes, not one of which has begun, waits, asks later or is over.
 
-        A time limit around a request counts its wait for the others at their turn.
+        What waits longer than `patience_s` is answered without the others: one that hangs is to cost no other its turn.
         """
-        self._members, self._next_turn = dict(tasks), next_turn
+        self._members, self._next_turn, self._patience_s = dict(tasks), next_turn, patience_s
         self._next_turns = {key: next_turn(key) for key in tasks}
         for task in tasks.values():
             task.add_done_callback(lambda _: self._flush())
@@ -85,10 +90,11 @@ class HfEngine:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response to a prompt; `logprobs` are those of the tempered distribution (T = 1 when greedy)."""
         loop = asyncio.get_running_loop()
-        request = Request(prompt_ids, sampling, loop.create_future())
+        request = Request(prompt_ids, sampling, loop.create_future(), loop.time())
         self._waiting.append(request)
         if sampling.key and (episode := request.episode) in self._members and episode:
             self._next_turns[episode] = self._next_turn(sampling.key)
+            loop.call_later(self._patience_s, self._flush)
         loop.call_soon(self._flush)  # runs after every episode that can run has come to its own request
         return await request.answer
 
@@ -120,10 +126,11 @@ class HfEngine:
         if not (self._members and self._waiting):
             return self._waiting
         turn = min(request.turn for request in self._waiting)
+        due = [request for request in self._waiting if request.turn == turn]
         to_come = self._members.keys() - {request.episode for request in self._waiting}
-        if any(self._next_turns[key] <= turn and not self._members[key].done() for key in to_come):
-            return []
-        return [request for request in self._waiting if request.turn == turn]
+        is_missing = any(self._next_turns[key] <= turn and not self._members[key].done() for key in to_come)
+        is_late = asyncio.get_running_loop().time() - min(request.since for request in due) >= self._patience_s
+        return [] if is_missing and not is_late else due
 
     def _answer(self, batch: list[Request]) -> None:
         try:

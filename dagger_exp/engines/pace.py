@@ -53,11 +53,11 @@ class Pace:
         """
         if began > self._slowed_at:
             self._slowed_at = time.monotonic()
-            self._gap_s = min(max(2 * self._gap_s, FIRST_GAP_S), MAX_GAP_S)
+            self._gap_s = max(self._least_gap_s, min(max(2 * self._gap_s, FIRST_GAP_S), MAX_GAP_S))
 
-    def quicken(self) -> None:
-        """Raise the pace a little, after an answer, up to the rate or to none."""
-        if self._gap_s > self._least_gap_s:
+    def quicken(self, began: float) -> None:
+        """Raise the pace a little, after an answer to a request that began at this pace, up to the rate or to none."""
+        if began > self._slowed_at and self._gap_s > self._least_gap_s:
             gap_s = self._gap_s / QUICKER
             self._gap_s = gap_s if gap_s > max(self._least_gap_s, FIRST_GAP_S / 10) else self._least_gap_s
 

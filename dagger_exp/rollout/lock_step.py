@@ -11,6 +11,9 @@ from dagger_exp.protocols import LockStep
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.types import Actor, Episode, Key
 
+PATIENCE = 0.25
+"""Share of the longest turn that an episode waits for others, so that one that hangs takes no turn from them."""
+
 
 async def in_lock_step(runner: Runner, episodes: Mapping[Key, Coroutine[Any, Any, Episode]]) -> list[Episode]:
     """Play these episodes.
@@ -26,5 +29,5 @@ async def in_lock_step(runner: Runner, episodes: Mapping[Key, Coroutine[Any, Any
         return next((turn.turn_index for turn in own), math.inf)
 
     tasks = {key._replace(turn_index=-1): asyncio.create_task(play) for key, play in episodes.items()}
-    with cast(LockStep, runner.student.engine).members(tasks, next_turn):
+    with cast(LockStep, runner.student.engine).members(tasks, next_turn, PATIENCE * runner.turn_timeout_s):
         return await asyncio.gather(*tasks.values())

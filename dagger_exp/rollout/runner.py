@@ -101,6 +101,7 @@ class Runner:
 
     async def _attempt(self, task: Task, key: Key, deadline: float) -> Episode:
         begin, turns, error = time.monotonic(), [], ""
+        self.watchdog.cut(key)  # of another attempt
         env: Env | None = None
         try:
             env = self.world.make(task)
@@ -143,11 +144,13 @@ class Runner:
             async with asyncio.timeout(self.turn_timeout_s):
                 action, label, result = await self._take_turn(choice.actor, state, env)
             turn = self._turn(turn_index, observation, num_cut, prompt, choice, action, label, result, begin)
-            if len(prompt.prompt_ids) + _longest(turn) > self.max_context_tokens:
+            room = self.max_context_tokens - len(prompt.prompt_ids)
+            if len(turn.response_ids) > room:
                 return StopReason.CONTEXT  # the teacher says more than the student can read
-            turns.append(turn)
-            if result.stop_reason is not None:
-                return result.stop_reason
+            is_label_read = len(turn.label_ids or ()) <= room
+            turns.append(turn if is_label_read else replace(turn, label_text=None, label_ids=None))
+            if result.stop_reason is not None or not is_label_read:
+                return result.stop_reason or StopReason.CONTEXT
             observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
             num_cut += result.num_cut_chars
             messages += [action.message, replace(result.observation, content=observation)]
@@ -263,10 +266,6 @@ class Runner:
 
 def _with_place(asked: Policy | Engine) -> str:
     return f"{asked.id} at {asked.place}" if asked.place else asked.id
-
-
-def _longest(turn: Turn) -> int:
-    return max(len(turn.response_ids), len(turn.label_ids or ()))
 
 
 async def _together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

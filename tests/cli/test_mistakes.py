@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dagger_exp.cli.jobs import set_state, sign
+from dagger_exp.cli.jobs import set_state, sign, started_at
 from dagger_exp.cli.run import told
 from dagger_exp.errors import ConfigError
 from dagger_exp.mistakes import CONF_FOLDER
@@ -162,7 +162,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(call: Call, tmp_path: Pa
     folder = tmp_path / "collected"
     assert call("collect", *QUICK, f"hydra.run.dir={folder}", "rounds.labels=5", "env.num_bugs=1").code == 0
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as other:
-        set_state(folder, "running", **{**sign(), "pid": other.pid, "started": psutil.Process(other.pid).create_time()})
+        set_state(folder, "running", **{**sign(), "pid": other.pid, "started": started_at(psutil.Process(other.pid))})
         before = (folder / "status.json").read_text()
         answer = call("collect", f"resume={folder}")
         assert answer.code == 2

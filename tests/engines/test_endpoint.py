@@ -114,6 +114,15 @@ def test_more_than_a_server_takes_is_sent_at_its_pace() -> None:
     assert len(provider.requests) < 3 * 150  # all of them, all at once, again and again
 
 
+def test_a_refusal_makes_no_request_earlier_than_the_rate(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagger_exp.engines.pace.MAX_GAP_S", 0.01)  # far below the rate's
+    provider.faults = ["429"]
+    ask(patient(address, max_requests_per_s=10.0), times=4)
+    assert provider.arrivals[-1] - provider.arrivals[0] >= 0.35
+
+
 def test_requests_keep_to_a_shared_rate(address: str) -> None:
     begin = time.monotonic()
     assert len(ask(patient(address, max_requests_per_s=50.0), times=11)) == 11

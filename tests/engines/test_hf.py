@@ -315,7 +315,7 @@ def test_a_batch_waits_for_each_of_its_members_that_is_not_over(engine: HfEngine
         tasks = begun(come_late(), time_out_and_ask_again(), *others)
         *_, one, last = tasks.values()
         last.cancel()  # before it has begun
-        with engine.members(tasks, lambda at: at.turn_index + 1):
+        with engine.members(tasks, lambda at: at.turn_index + 1, 60.0):
             await is_full.wait()
             one.cancel()  # while it waits
             is_out.set()
@@ -347,12 +347,24 @@ def test_a_batch_does_not_wait_for_who_asks_at_a_later_turn_only(engine: HfEngin
             await ask(engine, 1, (2, 3))
 
         tasks = begun(be_played_by_the_student(), be_played_by_the_teacher())
-        with engine.members(tasks, lambda at: max(at.turn_index + 1, 2 * at.episode_index)):
+        with engine.members(tasks, lambda at: max(at.turn_index + 1, 2 * at.episode_index), 60.0):
             await asyncio.gather(*tasks.values())
 
     with watching(model) as seen:
         asyncio.run(play())
     assert [num_rows for num_rows, _ in groupby(num_rows for num_rows, _ in seen)] == [1, 2, 1]
+
+
+def test_one_that_hangs_is_not_waited_for_for_ever(engine: HfEngine) -> None:
+    async def play() -> int:
+        tasks = begun(ask(engine, 0), asyncio.Event().wait())
+        first, hanging = tasks.values()
+        with engine.members(tasks, lambda at: at.turn_index + 1, 0.05):
+            found = await first
+            hanging.cancel()
+            return len(found)
+
+    assert asyncio.run(asyncio.wait_for(play(), 20)) == 3
 
 
 def test_rows_stand_in_the_order_of_their_keys(engine: HfEngine, model: Any) -> None:

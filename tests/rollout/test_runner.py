@@ -239,21 +239,40 @@ def test_a_prompt_without_room_for_a_response_ends_the_episode() -> None:
 
 
 class Rambling(Watched):
-    """A teacher who says more at his third turn."""
+    """A teacher who says more at one turn."""
+
+    rambles_at = 2
 
     async def act(self, state: State, env: Env) -> Response:
         response = await super().act(state, env)
-        said = "test " * 20 if state.key.turn_index == 2 else response.message.content
+        said = "test " * 20 if state.key.turn_index == self.rambles_at else response.message.content
         return replace(response, message=Message("assistant", said.strip()))
 
 
-@pytest.mark.parametrize("mixing", [StudentOnly(), TeacherOnly()])
-def test_an_answer_of_the_teacher_that_does_not_fit_ends_the_episode_without_its_turn(mixing: Any) -> None:
+@pytest.mark.parametrize(("mixing", "num_turns"), [(StudentOnly(), 3), (TeacherOnly(), 2)])
+def test_an_answer_of_the_teacher_that_does_not_fit_is_not_kept_and_ends_the_episode(
+    mixing: Any, num_turns: int
+) -> None:
     whole = run(Reciting(*["test"] * 24), mixing=mixing)
     limit = len(whole.prompt_ids(2)) + ROOM
     episode = run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling(), max_context_tokens=limit)
-    assert (episode.stop_reason, len(episode.turns)) == (StopReason.CONTEXT, 2)
-    assert len(run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling()).turns) > 2
+    assert (episode.stop_reason, len(episode.turns)) == (StopReason.CONTEXT, num_turns)
+    assert episode.num_labels == 2
+    assert len(run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling()).turns) > 3
+
+
+def test_a_student_that_has_solved_its_task_needs_no_label_that_fits() -> None:
+    solved = run(mixing=TeacherOnly())
+    commands = [turn.response_text for turn in solved.turns]
+    last = len(commands) - 1
+
+    class Late(Rambling):
+        rambles_at = last
+
+    limit = len(solved.prompt_ids(last)) + ROOM
+    episode = run(Reciting(*commands), teacher=Late(), max_context_tokens=limit)
+    assert (episode.stop_reason, len(episode.turns)) == (solved.stop_reason, len(commands))
+    assert episode.num_labels == last
 
 
 def test_an_episode_ends_after_the_turns_of_the_world_or_of_the_mixing() -> None:
