@@ -25,11 +25,11 @@ from typing import Any, TypeVar, cast
 from dagger_exp.chat import Chat, Prompt
 from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy
-from dagger_exp.protocols import Engine, Env, Mixing, Policy, Scorer, World
+from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.scored import scored
-from dagger_exp.rollout.watchdog import Watchdog
+from dagger_exp.rollout.watchdog import Watchdog, with_place
 from dagger_exp.scaffolds.observations import cut_middle
 from dagger_exp.types import Actor, Choice, Episode, Key, Response, State, StepResult, StopReason, Task, Turn
 
@@ -52,8 +52,7 @@ class Runner:
         mixing: decides who acts.
         labeler: decides which turns are labelled.
         chat: renders prompts in the student's format.
-        max_context_tokens: a prompt that leaves no room for a response within this many tokens ends the episode, as a
-            teacher's answer does that is longer than the room.
+        max_context_tokens: that a prompt and what is said to it may have; more ends the episode.
         max_observation_chars: longer observations lose their middle; None keeps them whole.
         turn_timeout_s: wall-clock limit of a turn.
         episode_timeout_s: wall-clock limit of an attempt.
@@ -109,10 +108,9 @@ class Runner:
                 stop_reason = await self._play(env, key, turns)
                 turns = await self._scored(key, turns)
         except TimeoutError:
-            is_cut = time.monotonic() >= deadline
-            stop_reason = StopReason.DEADLINE if is_cut else StopReason.TIMEOUT
-            limit = "the round's deadline cut this episode" if is_cut else f"TimeoutError: {self._too_long(begin)}"
-            error = f"{limit}{self.watchdog.cut(key)}"
+            stop_reason = StopReason.DEADLINE if (is_cut := time.monotonic() >= deadline) else StopReason.TIMEOUT
+            limit = "the round's deadline cut this episode" if is_cut else self._too_long(begin)
+            error = limit + self.watchdog.cut(key)
         except (EnvError, LabelError, PolicyError) as failure:
             stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
         finally:
@@ -144,9 +142,9 @@ class Runner:
             async with asyncio.timeout(self.turn_timeout_s):
                 action, label, result = await self._take_turn(choice.actor, state, env)
             turn = self._turn(turn_index, observation, num_cut, prompt, choice, action, label, result, begin)
-            room = self.max_context_tokens - len(prompt.prompt_ids)
+            room = self.max_context_tokens - len(prompt.prompt_ids)  # the teacher may say more than a student can read
             if len(turn.response_ids) > room:
-                return StopReason.CONTEXT  # the teacher says more than the student can read
+                return StopReason.CONTEXT
             is_label_read = len(turn.label_ids or ()) <= room
             turns.append(turn if is_label_read else replace(turn, label_text=None, label_ids=None))
             if result.stop_reason is not None or not is_label_read:
@@ -176,7 +174,7 @@ class Runner:
         if actor is Actor.TEACHER:
             action = await self._ask_teacher(state, env, "action")
         else:
-            with self.watchdog.waiting(state.key, f"the student's engine {_with_place(self.student.engine)}"):
+            with self.watchdog.waiting(state.key, f"the student's engine {with_place(self.student.engine)}"):
                 action = await self.student.act(state, env)
         with self.watchdog.waiting(state.key, "its env"):
             return action, await env.step(action.message)
@@ -184,7 +182,7 @@ class Runner:
     async def _ask_teacher(self, state: State, env: Env, what: str) -> Response:
         self.budget.check()
         try:
-            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {_with_place(self.teacher)}"):
+            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {with_place(self.teacher)}"):
                 answer = await self.teacher.act(state, env)
         except PolicyError as error:  # its `ContextError` too: that the teacher reads less is not the student's doing
             if isinstance(error, AnswerError):
@@ -198,7 +196,7 @@ class Runner:
         if not self.labeler.logprobs:
             return turns
         try:
-            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {_with_place(self.teacher)}"):
+            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {with_place(self.teacher)}"):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget)
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
@@ -260,12 +258,8 @@ class Runner:
 
     def _too_long(self, begin: float) -> str:
         whole = time.monotonic() - begin >= self.episode_timeout_s
-        limit = f"the episode took more than {self.episode_timeout_s:g} s"
-        return limit if whole else f"a turn took more than {self.turn_timeout_s:g} s"
-
-
-def _with_place(asked: Policy | Engine) -> str:
-    return f"{asked.id} at {asked.place}" if asked.place else asked.id
+        what, limit_s = ("the episode", self.episode_timeout_s) if whole else ("a turn", self.turn_timeout_s)
+        return f"TimeoutError: {what} took more than {limit_s:g} s"
 
 
 async def _together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dagger_exp.protocols import Engine, Policy
 from dagger_exp.types import Key
 
 Say = Callable[[str], None]
@@ -105,3 +106,8 @@ class Watchdog:
             return None
         long = (key for key, wait in waits.items() if now - wait.since > self.patience_s / 2)
         return next((key for key in long if waits[key].task is running), None)
+
+
+def with_place(asked: Policy | Engine) -> str:
+    """Return who is asked, and at which address."""
+    return f"{asked.id} at {asked.place}" if asked.place else asked.id
