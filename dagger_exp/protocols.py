@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -305,20 +304,4 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds for good; called once."""
-        ...
-
-
-class LockStep(Protocol):
-    """An engine that `is_lock_step`."""
-
-    def members(
-        self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float], patience_s: float
-    ) -> AbstractContextManager[None]:
-        """Generate for a turn when each of these episodes, not one of which has begun, waits, asks later or is over.
-
-        Args:
-            tasks: by the key of the episode, whose turn is -1.
-            next_turn: the next turn after that of a key at which its episode asks; infinity for none.
-            patience_s: what waits longer for others is answered without them.
-        """
         ...

@@ -1,4 +1,4 @@
-"""What a server says beside its text: log-probabilities of given tokens, and what an answer has cost."""
+"""What a server says beside its text: tokens, log-probabilities of given ones, and what an answer has cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.errors import EngineError
-from dagger_exp.protocols import Scores
+from dagger_exp.protocols import Generation, Scores
 from dagger_exp.types import Usage
 
 
@@ -65,3 +65,16 @@ def _scores(endpoint: Endpoint, answer: Any, token_ids: Sequence[int], num_top: 
         [[entry["logprob"] for _, entry in top] for top in tops],
         usage_of(answer),
     )
+
+
+def generation_of(endpoint: Endpoint, choice: Any, version: int) -> Generation:
+    """Return a response, of one token at least; raises `EngineError` where it is nobody's action."""
+    token_ids, logprobs, reason = choice.get("token_ids"), choice.get("logprobs"), choice.get("finish_reason")
+    if token_ids is None or logprobs is None:
+        raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
+    if reason not in ("stop", "length"):
+        raise EngineError(f"{endpoint.address} broke off an answer: its finish_reason is {reason!r}.")
+    values = [float(value) for value in logprobs["token_logprobs"]]
+    if not token_ids or len(token_ids) != len(values):
+        raise ValueError(f"{len(token_ids)} token ids with {len(values)} log-probabilities")
+    return Generation(token_ids, values, reason, version)

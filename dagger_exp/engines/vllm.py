@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint
-from dagger_exp.engines.prompt_logprobs import score_at, understood
+from dagger_exp.engines.prompt_logprobs import generation_of, score_at, understood
 from dagger_exp.engines.vllm_probe import Probe
 from dagger_exp.engines.vllm_server import RunningServer, VllmServer
 from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Servable, Transfer, Way, commanded
@@ -105,7 +105,7 @@ class VllmEngine:
             stop_token_ids=[self.end_id],
         )
         with understood(endpoint):
-            return _generation(endpoint, answer["choices"][0], version)
+            return generation_of(endpoint, answer["choices"][0], version)
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
         """Return the log-probabilities of given tokens under the weights that are served."""
@@ -253,7 +253,7 @@ class VllmEngine:
         only = {"allowed_token_ids": self.probe.ids[:1], "max_tokens": 1, "logprobs": 0, "return_token_ids": True}
         answer = await self._answer(endpoint, {"prompt": self.probe.ids, **only})
         with understood(endpoint):
-            [logprob] = _generation(endpoint, answer["choices"][0], self.version).logprobs
+            [logprob] = generation_of(endpoint, answer["choices"][0], self.version).logprobs
         if not logprob >= -self.probe.tolerance:
             raise ConfigError(
                 f"{endpoint.address} tells log-probabilities of before temperature and top_p: start it with "
@@ -299,16 +299,3 @@ class VllmEngine:
 
     async def _everywhere(self, path: str, body: dict[str, Any]) -> None:
         await asyncio.gather(*(commanded(endpoint, path, body) for endpoint in self.endpoints))
-
-
-def _generation(endpoint: Endpoint, choice: Any, version: int) -> Generation:
-    """Return a response, of one token at least; raises `EngineError` where it is nobody's action."""
-    token_ids, logprobs, reason = choice.get("token_ids"), choice.get("logprobs"), choice.get("finish_reason")
-    if token_ids is None or logprobs is None:
-        raise EngineError(f"{endpoint.address} returns no token ids: it must be a vLLM server of 0.11 or later.")
-    if reason not in ("stop", "length"):
-        raise EngineError(f"{endpoint.address} broke off an answer: its finish_reason is {reason!r}.")
-    values = [float(value) for value in logprobs["token_logprobs"]]
-    if not token_ids or len(token_ids) != len(values):
-        raise ValueError(f"{len(token_ids)} token ids with {len(values)} log-probabilities")
-    return Generation(token_ids, values, reason, version)

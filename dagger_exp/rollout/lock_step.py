@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
 
-from dagger_exp.protocols import LockStep
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.types import Actor, Episode, Key
 
 PATIENCE = 0.25
 """Share of the longest turn that an episode waits for others, so that one that hangs takes no turn from them."""
+
+
+class LockStep(Protocol):
+    """An engine that `is_lock_step`."""
+
+    def members(
+        self, tasks: Mapping[Key, asyncio.Task[Any]], next_turn: Callable[[Key], float], patience_s: float
+    ) -> AbstractContextManager[None]:
+        """Generate for a turn when each of these episodes, not one of which has begun, waits, asks later or is over.
+
+        Args:
+            tasks: by the key of the episode, whose turn is -1.
+            next_turn: the next turn after that of a key at which its episode asks; infinity for none.
+            patience_s: what waits longer for others is answered without them.
+        """
+        ...
 
 
 async def in_lock_step(runner: Runner, episodes: Mapping[Key, Coroutine[Any, Any, Episode]]) -> list[Episode]:

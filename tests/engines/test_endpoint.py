@@ -117,7 +117,7 @@ def test_more_than_a_server_takes_is_sent_at_its_pace() -> None:
 def test_a_refusal_makes_no_request_earlier_than_the_rate(
     provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagger_exp.engines.pace.MAX_GAP_S", 0.01)  # far below the rate's
+    monkeypatch.setattr("dagger_exp.engines.pace.MAX_GAP_S", 0.01)  # of 5 s, below which a rate would have to be
     provider.faults = ["429"]
     ask(patient(address, max_requests_per_s=10.0), times=4)
     assert provider.arrivals[-1] - provider.arrivals[0] >= 0.35
