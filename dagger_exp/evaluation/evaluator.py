@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dagger_exp.errors import DataError
 from dagger_exp.rollout.collector import MAX_FAILURE_RATE
+from dagger_exp.rollout.lock_step import in_lock_step
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
@@ -24,7 +25,7 @@ class Evaluator:
         runner: with a mixing that leaves every turn to the student.
         tasks: held out from training.
         seed: of the evaluation, the same for every run that is to be compared.
-        concurrency: episodes at once.
+        concurrency: episodes at once; with an engine that works in lock-step, the fixed size of a batch.
         folder: where `round_000.parquet` is written, one row per turn as in the store.
         run_id: of the run.
     """
@@ -54,18 +55,25 @@ class Evaluator:
         return reader.episodes(range(len(reader)))
 
     async def _play(self, round_index: int, on_episode: Callable[[Episode], None]) -> list[Episode]:
+        # The round is not in the key: the same tasks meet the same coins after every round.
+        tasks = [(Key(self.seed, 0, task.id, index), task) for index, task in enumerate(self.tasks)]
         places = asyncio.Semaphore(self.concurrency)
 
-        async def play(index: int, task: Task) -> Episode:
+        async def play(key: Key, task: Task) -> Episode:
             async with places:
-                # The round is not in the key: the same tasks meet the same coins after every round.
-                episode = await self.runner.run(task, Key(self.seed, 0, task.id, index))
+                episode = await self.runner.run(task, key)
             episode = replace(episode, round_index=round_index)
             on_episode(episode)
             return episode
 
         async with self.runner.connected():
-            return await asyncio.gather(*(play(index, task) for index, task in enumerate(self.tasks)))
+            if not self.runner.student.engine.is_lock_step:
+                return await asyncio.gather(*(play(key, task) for key, task in tasks))
+            episodes: list[Episode] = []
+            for begin in range(0, len(tasks), self.concurrency):  # as in a collection, in batches of fixed members
+                batch = tasks[begin : begin + self.concurrency]
+                episodes += await in_lock_step(self.runner, {key: play(key, task) for key, task in batch})
+            return episodes
 
 
 def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:

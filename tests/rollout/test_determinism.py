@@ -115,15 +115,20 @@ class Distant:
         return await self.near.step(action)
 
 
-def in_lock_step(folder: Path, seconds: float) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return a collection whose teacher and env take time, and the numbers of rows of its forward passes, sorted."""
-    cfg = compose_checked("train", [*SMALL, *HALF, "engine=hf", "rollout.concurrency=8"])
-    run, seen = build_run(cfg, folder, "run"), list[int]()
+def rows_of_passes(run: Any) -> list[int]:
+    """Return a list that gets the number of rows of each forward pass of the student."""
+    seen: list[int] = []
     run.engine.load_weights(0, run.student.model)
     run.student.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    runner = run.collector.runner
+    return seen
+
+
+def in_lock_step(folder: Path, seconds: float) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return a collection whose teacher and env take time, and the numbers of rows of its forward passes, sorted."""
+    run = build_run(compose_checked("train", [*SMALL, *HALF, "engine=hf", "rollout.concurrency=8"]), folder, "run")
+    seen, runner = rows_of_passes(run), run.collector.runner
     distant = replace(runner, teacher=Distant(runner.teacher, seconds), world=Distant(runner.world, seconds))
     used = replace(run.collector, runner=distant)
     used.collect(0, num_episodes=12)
@@ -137,6 +142,19 @@ def test_latency_changes_nothing_in_lock_step(tmp_path: Path) -> None:
     lengths = {row["episode_index"]: row["turn_index"] for row in rows}
     assert len(set(lengths.values())) > 2, "episodes do end at different turns"
     assert {row["stop_reason"] for row in rows} > {"sandbox"}
+
+
+def evaluated(folder: Path, seconds: float) -> tuple[list[list[Any]], list[int]]:
+    """Return what the student says in an evaluation whose env takes time, and the rows of its passes, sorted."""
+    choices = ["engine=hf", "evaluation.tasks=12", "evaluation.concurrency=5", "evaluation.temperature=1"]
+    run = build_run(compose_checked("train", [*SMALL, *choices]), folder, "run")
+    seen, runner = rows_of_passes(run), run.evaluator.runner
+    episodes = replace(run.evaluator, runner=replace(runner, world=Distant(runner.world, seconds))).evaluate(0)
+    return [[turn.response_ids for turn in episode.turns] for episode in episodes], sorted(seen)
+
+
+def test_latency_changes_no_pass_of_an_evaluation(tmp_path: Path) -> None:
+    assert evaluated(tmp_path / "1", 0.003) == evaluated(tmp_path / "0", 0.0)
 
 
 class FailingEnv(RepoRepairEnv):
