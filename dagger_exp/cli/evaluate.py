@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     check(cfg, "evaluate")
     run_id = str(open_manifest(folder, cfg)["run_id"])  # before what takes long, and may be interrupted
     from dagger_exp.build import build_run, place_student
-    from dagger_exp.cli.terminal import Terminal
+    from dagger_exp.cli.terminal import Terminal, chosen
     from dagger_exp.evaluation.metrics import evaluation_metrics
     from dagger_exp.training.record import RunRecord
 
@@ -55,7 +55,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     write_json(folder / "evaluation.json", metrics)
     show(metrics)
     lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
-    terminal.finish(lies=lies, also={"dagger-evaluate evaluation.temperature=1.0 ...": "the same tasks, sampled"})
+    typed = [word for word in chosen(folder, but=()) if not word.startswith("evaluation.temperature=")]
+    again = " ".join([*typed, "evaluation.temperature=1.0"])
+    terminal.finish(lies=lies, also={f"dagger-evaluate {again}": "the same tasks, sampled"})
 
 
 def show(metrics: Mapping[str, float]) -> None:

@@ -121,6 +121,7 @@ def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], 
     assert stops.keys() == {reason.value for reason in StopReason}
     occurred = ", ".join(f"{count} {reason}" for reason, count in stops.items() if count)
     assert re.search(rf"stop reasons +{occurred}\n", answer.out)
+    assert f"  dagger-evaluate {' '.join(typed[:2])} evaluation.temperature=1.0\n" in answer.out
     assert found["eval/num_tasks"] == 3, "what is typed wins"
     config = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())["config"]
     assert (config["env"]["num_bugs"], config["rollout"]["max_new_tokens"]) == (1, 8), "the rest is the run's"
