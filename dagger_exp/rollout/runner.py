@@ -134,6 +134,8 @@ class Runner:
         observation, num_cut = "\n".join(message.content for message in messages), 0
         prompt = self.chat.open(messages)
         for turn_index in range(self._max_turns(key.round_index)):
+            if turns:
+                prompt = self.chat.extend(prompt, turns[-1].response_ids, messages)
             if len(prompt.prompt_ids) + self.student.max_new_tokens > self.max_context_tokens:
                 return StopReason.CONTEXT
             begin = time.monotonic()
@@ -152,7 +154,6 @@ class Runner:
             observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
             num_cut += result.num_cut_chars
             messages += [action.message, replace(result.observation, content=observation)]
-            prompt = self.chat.extend(prompt, turn.response_ids, messages)
         return StopReason.MAX_TURNS
 
     async def _take_turn(self, actor: Actor, state: State, env: Env) -> tuple[Response, Response | None, StepResult]:

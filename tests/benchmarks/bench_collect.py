@@ -11,10 +11,12 @@ Wanted over the ideal: 1.05 with 16 episodes, 1.10 with 64, 1.20 with 256; and 1
 `teacher`: the teacher acts, one request per turn. `dagger`: the student acts through the vLLM engine's requests and the
 teacher labels each turn at the same time, two requests per turn. Both go through the real collector, runner, chat and
 store: they tokenise every turn, commit every episode to the disk, close the round and return its episodes.
-`bare` is aiohttp alone with the same requests. The peers `verifiers` (a `MultiTurnEnv`) and `mini` (the batch runner of
-mini-swe-agent, with an environment that executes nothing) each need an interpreter of their own; where none is given,
-one is made in a folder beside the temporary ones. They neither tokenise nor write more than their own runner does. No
-client can connect to anything but 127.0.0.1. Each is measured in a process of its own, after a turn of warming up.
+`bare` is aiohttp alone with the same requests; `tokens` is that and what no client can leave out that keeps token ids:
+two calls of the tokenizer per turn, without a template, and nothing is kept. The peers `verifiers` (a `MultiTurnEnv`)
+and `mini` (the batch runner of mini-swe-agent, with an environment that executes nothing) each need an interpreter of
+their own; where none is given, one is made in a folder beside the temporary ones. They neither tokenise nor write more
+than their own runner does. No client can connect to anything but 127.0.0.1. Each is measured in a process of its own,
+after two turns of warming up.
 
 `stolen` is the share of a core that others had in the half second before, which a virtual machine may count as CPU time
 of the client: above 0.05 a row tells of the machine, and of ours only beside `bare`.
@@ -205,7 +207,7 @@ def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:
 # The others ----------------------------------------------------------------------------------------------------------
 
 
-def bare(work: Work) -> dict[str, float]:
+def bare(work: Work, *, encode: Callable[[str], Any] = lambda text: None) -> dict[str, float]:
     """Send the same requests with aiohttp alone, and read their answers."""
     import aiohttp
 
@@ -217,6 +219,8 @@ def bare(work: Work) -> dict[str, float]:
                 said = (await answer.json())["choices"][0]["message"]["content"]
             messages.append({"role": "assistant", "content": said})
             messages.append({"role": "user", "content": work.text(index, turn_index + 1)})
+            encode(said)
+            encode(f"{END}\n{START}user\n{messages[-1]['content']}{END}\n{START}assistant\n")
 
     async def play() -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -225,6 +229,12 @@ def bare(work: Work) -> dict[str, float]:
     clock = Clock()
     asyncio.run(play())
     return clock.times()
+
+
+def tokens(work: Work) -> dict[str, float]:
+    """Do the same and tokenise each answer and what the next prompt adds, by two calls of the tokenizer's Rust part."""
+    backend = read_tokenizer(work.folder).backend_tokenizer
+    return bare(work, encode=lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def verifiers(work: Work) -> dict[str, float]:
@@ -318,6 +328,7 @@ def ignore(*args: Any) -> None:
 
 CLIENTS: dict[str, Client] = {
     "bare": bare,
+    "tokens": tokens,
     "teacher": lambda work: ours(work, is_dagger=False),
     "dagger": lambda work: ours(work, is_dagger=True),
     "verifiers": verifiers,
@@ -331,7 +342,7 @@ CLIENTS: dict[str, Client] = {
 def be_client(name: str, work: Work, profile: Path | None) -> None:
     """Measure one client in this process; print what was measured."""
     sys.addaudithook(_stay_here)
-    warm = Work(address=work.address, num_episodes=2, num_turns=1, folder=work.folder, texts=work.texts)
+    warm = Work(address=work.address, num_episodes=2, num_turns=2, folder=work.folder, texts=work.texts)
     CLIENTS[name](warm)
     ask(f"{work.address}/stats")
     with cProfile.Profile() if profile else nullcontext() as profiler:
@@ -364,6 +375,7 @@ def measure(name: str, python: str, address: str, num_episodes: int, options: ar
     here = str(options.folder)
     quiet = {"HF_HOME": here, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     quiet |= {"MSWEA_GLOBAL_CONFIG_DIR": here, "MSWEA_SILENT_STARTUP": "1", "STUB_KEY": "none", "HOME": here}
+    quiet |= {"TOKENIZERS_PARALLELISM": "false"}
     before, stolen = ask(f"{address}/stats")["cpu_s"], stolen_share()
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | quiet, timeout=600, check=False, cwd=here
