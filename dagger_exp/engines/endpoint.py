@@ -30,7 +30,7 @@ CHECK_TIMEOUT_S = 20.0
 KEPT_S = 4.0
 """How long a connection is kept that nobody uses: vLLM closes it after 5 s, and a request that meets that is lost."""
 PASSING = 64
-"""Answers whose work is done step by step for all of them; one by one costs a seventh more CPU (64 or 256 at once)."""
+"""Answers of a server that go on together, each step for all of them: one by one costs 15 % more CPU (64, 256)."""
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
@@ -230,7 +230,7 @@ class Endpoint:
             async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
                 text = await answer.read()
             self._has_answered = True
-            async with self._passage:  # in groups: what some lead to is sent before the work on the others begins
+            async with self._passage:  # in groups, each some steps behind the one before
                 await asyncio.sleep(0)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"

@@ -1,6 +1,6 @@
 """How well does the collector keep a server busy, and what does a turn cost it?
 
-    python tests/benchmarks/bench_collect.py                        # about five minutes
+    python tests/benchmarks/bench_collect.py                        # about six minutes
     python tests/benchmarks/bench_collect.py --clients bare teacher dagger --episodes 256
     python tests/benchmarks/bench_collect.py --clients verifiers mini --verifiers-python PATH --mini-python PATH
     python tests/benchmarks/bench_collect.py --clients dagger --episodes 256 --profile dagger.prof
@@ -11,12 +11,12 @@ Wanted over the ideal: 1.05 with 16 episodes, 1.10 with 64, 1.20 with 256; and 1
 `teacher`: the teacher acts, one request per turn. `dagger`: the student acts through the vLLM engine's requests and the
 teacher labels each turn at the same time, two requests per turn. Both go through the real collector, runner, chat and
 store: they tokenise every turn, commit every episode to the disk, close the round and return its episodes.
-`bare` is aiohttp alone with the same requests; `tokens` is that and what no client can leave out that keeps token ids:
-two calls of the tokenizer per turn, without a template, and nothing is kept. The peers `verifiers` (a `MultiTurnEnv`)
-and `mini` (the batch runner of mini-swe-agent, with an environment that executes nothing) each need an interpreter of
-their own; where none is given, one is made in a folder beside the temporary ones. They neither tokenise nor write more
-than their own runner does. No client can connect to anything but 127.0.0.1. Each is measured in a process of its own,
-after two turns of warming up.
+`bare` is aiohttp alone with the same requests; `tokens` is that and two calls of the tokenizer per turn, which no
+client can leave out that keeps token ids; it renders no template and keeps nothing. The peers `verifiers` (a
+`MultiTurnEnv`) and `mini` (the batch runner of mini-swe-agent, with an environment that executes nothing) each need an
+interpreter of their own; where none is given, one is made in a folder beside the temporary ones. They neither tokenise
+nor write more than their own runner does. No client can connect to anything but 127.0.0.1. Each is measured in a
+process of its own, after two turns of warming up.
 
 `stolen` is the share of a core that others had in the half second before, which a virtual machine may count as CPU time
 of the client: above 0.05 a row tells of the machine, and of ours only beside `bare`.
