@@ -7,8 +7,7 @@ for t = 0, 1, ...:
     l_t   = teacher(s_t)       the label, whoever acted
     s_t+1 = step(a_t)
 
-The label depends on the state alone, so a teacher that is served is asked for it while the student acts and the
-environment works.
+The label depends on the state alone, so a served teacher is asked for it while student and environment work.
 """
 
 from __future__ import annotations
