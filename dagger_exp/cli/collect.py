@@ -47,6 +47,7 @@ def collect(cfg: DictConfig, folder: Path) -> None:
         closing(build_run(cfg, folder, run_id, store_folder=rounds)) as run,
         Terminal(cfg, run.student.num_parameters, rounds.parent, "collect") as terminal,
     ):
+        run.collector.store.claim()
         run.collector.runner.watchdog.say = terminal.warn
         place_student(run, cfg.trainer.accelerator)
         run.engine.load_weights(first, run.student.model)  # the version of one that was trained on the rounds before

@@ -40,6 +40,7 @@ FIRST_FILES = {
     "train.log",
     "rounds",
     "store.json",
+    "writer.lock",
     "wandb",
     "metrics.csv",
     "student",

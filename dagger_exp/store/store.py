@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -18,16 +21,18 @@ from dagger_exp.store.schema import TIME_COLUMNS, Row, episode_to_rows
 from dagger_exp.store.view import EpisodeSummary, StoreView, read_episodes, sha256, summarize
 from dagger_exp.types import SCHEMA_VERSION, Episode
 
+LOCK = "writer.lock"
+"""What a writer holds locked while it lives; the file is empty, and stays."""
+
 
 class Store(StoreView):
     """The store of a run that writes it: episodes come whole or not at all, closed rounds never change.
 
-    One process writes. Others of the same run (the ranks of a job) may hold a `Store` too if they make it
-    before the writer's first commit, since making one removes what killed writers have left.
+    One process writes: the one that has claimed it. Others of the same run (the ranks of a job) may hold one, too.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        """Open the run's store, or create it; remove the leftovers of a writer that was killed.
+        """Open the run's store, or create it.
 
         Args:
             folder: the run's `rounds/` folder.
@@ -46,12 +51,30 @@ class Store(StoreView):
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
         self._open: dict[int, dict[int, list[Row]]] = {}
-        self._sweep()
+        self._is_claimed = False
 
     @staticmethod
     def open(folder: Path) -> StoreView:
         """Open a store of which the run is not known, for reports and reuse; see `StoreView`."""
         return StoreView(folder)
+
+    def claim(self) -> None:
+        """Become the one process that writes here, until it ends; remove what a writer that was killed has left.
+
+        Raises:
+            StoreError: another process writes here.
+        """
+        if not self._is_claimed:
+            lock = os.open(self.folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)  # never closed, which would unlock it
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise StoreError(f"{self.folder} is being written by another process: wait for its end.") from None
+                logging.getLogger(__name__).warning("%s has no locks: %s", self.folder, error)
+            self._is_claimed = True
+            self._sweep()
 
     def commit(self, *episodes: Episode) -> list[EpisodeSummary]:
         """Make episodes of an open round durable, whole or not at all, at the price of one.

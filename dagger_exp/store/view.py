@@ -1,6 +1,7 @@
 """What does a store hold? Reading one, by any process, also while its run is still writing.
 
 store.json                 whose store this is, and in which schema version
+writer.lock                held by the process that writes, empty
 000/episodes/000012.jsonl  an open round: one file for the episodes that were committed together, named after the
                            first of them, one line for each turn
 000/episodes.parquet       a closed round, and beside it

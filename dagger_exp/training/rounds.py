@@ -141,6 +141,7 @@ class RoundCallback(lightning.Callback):
 
     def _ensure(self, module: lightning.LightningModule, round_index: int) -> bool:
         """Evaluate the round before and collect this one; return whether there is none to collect."""
+        self.store.claim()
         if round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1)):
             return True
         if round_index >= self.num_rounds:

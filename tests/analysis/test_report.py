@@ -206,6 +206,7 @@ def test_the_failure_table_has_reasons_and_rates_of_every_round(tmp_path: Path) 
     ]
     of_one_round = [["submission_rate", "0.500"], ["loop_rate", "0.500"], ["malformed_rate", "0.250"]]
     assert tables[1][-5:-2] == of_one_round
+    assert "† Infrastructure's doing" in html
     assert data_of(html)["turns"]["action_error"][:4] == ["syntax", "runtime", "", "runtime"]
 
 
@@ -213,6 +214,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "manifest.json", {"schema_version": SCHEMA_VERSION, "config": {}})
     html = page_of(tmp_path / "run")
     assert "No episode is on the disk yet" in html
+    assert "†" not in html.partition("<script")[0], "no mark, so no word about it"
     assert data_of(html)["episodes"] == {}
 
 

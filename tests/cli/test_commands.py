@@ -153,7 +153,7 @@ def test_an_evaluation_refuses_a_bundle_and_a_gpu_that_is_not_there(
     assert list(tmp_path.iterdir()) == [tmp_path / "outputs"]
 
 
-def test_a_store_of_a_run_that_goes_on_or_of_another_env_takes_no_rounds(
+def test_a_store_of_a_run_that_goes_on_or_of_another_env_or_writer_takes_no_rounds(
     run: tuple[Path, str, str], call: Call, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -162,6 +162,14 @@ def test_a_store_of_a_run_that_goes_on_or_of_another_env_takes_no_rounds(
     answer = call("collect", "debug=default", f"store={store}", "env=textworld")
     assert answer.code == 2
     assert "TextWorld: choose the same env." in answer.err
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holding = [sys.executable, "-c", lock, str(store / "rounds" / "writer.lock")]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        answer = call("collect", *QUICK, f"store={store}")
+        other.kill()
+    assert answer.err == f"error: {store}/rounds is being written by another process: wait for its end.\n"
     set_state(store, "interrupted")
     answer = call("collect", *QUICK, f"store={store}")
     assert answer.code == 2

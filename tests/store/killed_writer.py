@@ -32,6 +32,7 @@ def episode(round_index: int, episode_index: int) -> Episode:
 def write(folder: Path) -> None:
     """Do what a run does, from wherever it stands: two rounds of two episodes, and one that is dropped."""
     store = Store(folder, "run")
+    store.claim()
     while (round_index := store.next_round()) < 2:
         for together in ((2,), (3, 0, 1)):
             if not store.committed(round_index).keys() >= {*together} - {3}:

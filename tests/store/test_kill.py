@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dagger_exp.errors import StoreError
 from dagger_exp.store.store import Store
 
 SCRIPT = Path(__file__).with_name("killed_writer.py")
@@ -35,13 +36,14 @@ def write() -> Callable[[Path], None]:
 
 def test_a_writer_killed_anywhere_loses_nothing_and_writes_nothing_twice(attempts, write) -> None:
     whole = contents(attempts[-1])
-    assert len(whole) == 5
+    assert len(whole) == 6
     left = [{path.name for path in folder.glob("000/*")} for folder in attempts]
     assert {"episodes"} in left
     assert {"episodes", "episodes.parquet"} in left, "compacted, not closed"
     assert {"episodes", "episodes.parquet", "manifest.json"} in left, "closed, not cleared"
     for folder in attempts[:-1]:
         store = Store(folder, "run")
+        store.claim()
         assert not list(folder.glob("*/**/*.tmp"))
         for round_index in store.rounds():
             store.verify(round_index)
@@ -55,7 +57,9 @@ def test_half_written_files_are_ignored_and_removed(store, folder, make_episode)
     (store.episodes_folder(0) / "000001.jsonl.12ab.tmp").write_text('{"run_id": "run-a", "turn')
     (folder / "000" / "episodes.parquet.12ab.tmp").write_bytes(b"PAR1")
     assert list(store.committed(0)) == [0]
-    assert list(Store(folder, "run-a").committed(0)) == [0]
+    again = Store(folder, "run-a")
+    assert list(again.committed(0)) == [0]
+    again.claim()
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -65,3 +69,21 @@ def test_a_parquet_file_without_its_manifest_is_written_again(store, make_episod
     assert (store.rounds(), store.is_closed(0)) == ([], False)
     store.close_round(0, store.rows(0, 1), {})
     assert store.read(0).episode(0) == make_episode(0)
+
+
+def test_a_second_writer_is_refused_and_takes_nothing_from_the_first_until_that_is_killed(store, make_episode) -> None:
+    holding = "import sys; store = Store(Path(sys.argv[1]), 'run-a'); store.claim(); print(flush=True); input()"
+    script = f"from pathlib import Path; from dagger_exp.store.store import Store; {holding}"
+    command = [sys.executable, "-c", script, str(store.folder)]
+    store.commit(make_episode(0))
+    half_written = store.episodes_folder(0) / "000001.jsonl.12ab.tmp"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        half_written.write_text("{")
+        with pytest.raises(StoreError, match="being written by another process"):
+            store.claim()
+        assert half_written.exists()
+        first.kill()
+    store.claim()
+    assert not half_written.exists()
