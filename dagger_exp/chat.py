@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +49,8 @@ CACHED_TEXTS = 4096
 """Observations that are rendered again with every later turn of their episode."""
 
 
+TODAY = datetime(2026, 1, 1)  # noqa: DTZ001  no moment, but a date
+"""For templates that write today's date: a prompt must not change with the day on which it is rendered."""
 SYNTAX = Environment()  # noqa: S701  nothing is rendered with it
 """Reads what a template is made of."""
 SYNTAX.globals.clear()  # a template may give their names to values of its own
@@ -87,6 +90,8 @@ class Chat:
             raise DataError("The student's tokenizer needs a chat_template and an eos_token that ends a message.")
         self.tokenizer = tokenizer
         self.options = dict(options or {})
+        if "strftime_now" in str(tokenizer.chat_template):
+            self.options.setdefault("strftime_now", TODAY.strftime)
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
@@ -172,7 +177,7 @@ class Chat:
             return self.tokenizer.apply_chat_template(
                 rows, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # the last two: arguments of a call that are no mapping
             said = " ".join(str(error).split()).rstrip(".")
             raise ConfigError(
                 "the chat template of the student, or of a teacher in this process, refuses the conversation "
@@ -183,7 +188,7 @@ class Chat:
         """Return a conversation that ends with a message of the teacher; nothing where the template refuses it."""
         try:
             return self._render([*past, self._row(message)], add_generation_prompt=False)
-        except (ConfigError, TypeError, ValueError):  # as for two calls, or for arguments that are no mapping
+        except ConfigError:  # as for two calls, or for arguments that are no mapping
             return ""
 
     def _row(self, message: Message) -> dict[str, Any]:

@@ -294,6 +294,10 @@ class Engine(Protocol):
         """Hold what requests need: connections to a server, or nothing."""
         ...
 
+    async def confirm(self) -> None:
+        """Raise `DriftError` where what was answered since `load_weights` may be of other weights."""
+        ...
+
     def load_weights(self, version: int, weights: Any) -> None:
         """Serve these weights, a live module, from now on, under this policy version; wakes an engine that rests."""
         ...

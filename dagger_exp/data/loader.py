@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -67,16 +67,12 @@ class RoundLoader:
             raise DataError(f"rounds.batch_size={batch_size} leaves some of {num_processes} processes without work.")
         self.reader, self.kept, self.key = reader, kept, key
         self.num_batches, self.batch_size, self.first = num_batches, batch_size, first
-        self.max_tree_tokens, self.max_tokens, self.normalize, self.pad_id = (
-            max_tree_tokens,
-            max_tokens,
-            normalize,
-            pad_id,
-        )
+        self.max_tokens, self.pad_id = max_tokens, pad_id
         self.rank, self.num_processes = rank, num_processes
         self.num_taken = 0
-        self._trees = lru_cache(CACHED_EPISODES)(self._grow)
-        self._order = lru_cache(2)(self._permutation)
+        # Of functions that do not hold the loader, or it would live on in a circle, with its trees and open files.
+        self._trees = lru_cache(CACHED_EPISODES)(partial(_grow, reader, normalize, max_tree_tokens))
+        self._order = lru_cache(2)(partial(_permutation, key, kept))
 
     def __len__(self) -> int:
         return self.num_batches
@@ -109,9 +105,11 @@ class RoundLoader:
         places = range(self.first + step * self.batch_size, self.first + (step + 1) * self.batch_size)
         return [int(self._order(place // len(self.kept))[place % len(self.kept)]) for place in places]
 
-    def _permutation(self, cycle: int) -> np.ndarray:
-        bits = draw(self.key._replace(episode_index=cycle), "batch order")
-        return np.random.Generator(np.random.PCG64(bits)).permutation(self.kept)
 
-    def _grow(self, index: int) -> list[Example]:
-        return grow(label_rows(self.reader.episode(index), self.normalize), self.max_tree_tokens)
+def _permutation(key: Key, kept: np.ndarray, cycle: int) -> np.ndarray:
+    bits = draw(key._replace(episode_index=cycle), "batch order")
+    return np.random.Generator(np.random.PCG64(bits)).permutation(kept)
+
+
+def _grow(reader: RoundReader, normalize: str, max_tree_tokens: int, index: int) -> list[Example]:
+    return grow(label_rows(reader.episode(index), normalize), max_tree_tokens)

@@ -13,17 +13,18 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
+from dagger_exp.engines.proxies import proxies
 from dagger_exp.errors import ConfigError, ContextError, EngineError
 
 CHECK_TIMEOUT_S = 20.0
@@ -33,6 +34,7 @@ PASSING = 64
 """Answers of a server that go on together, each step for all of them: one by one costs 15 % more CPU (64, 256)."""
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
+USER = re.compile(r"(?<=://)[^/@\s]+@")
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
 
 
@@ -100,7 +102,7 @@ class Endpoint:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._headers(), proxy=self._proxies.get("https")
+            connector=connector, timeout=timeout, headers=self._headers(), proxy=proxies(self.address).get("https")
         ) as session:
             self._session, self._passage = session, asyncio.Semaphore(PASSING)
             self._pace.renew()
@@ -154,7 +156,7 @@ class Endpoint:
     def _get(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
         try:
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler(self._proxies), _Stays)
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies(self.address)), _Stays)
             with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
                 told = json.load(answer)
         except urllib.error.HTTPError as error:
@@ -184,12 +186,6 @@ class Endpoint:
         """Return where a path is, which is written as below a bare host."""
         return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self.address + path
 
-    @property
-    def _proxies(self) -> dict[str, str]:
-        """The environment's, but for a server of one's own; aiohttp would take passwords of ~/.netrc with them."""
-        is_near = self.address.startswith("http://") or urllib.request.proxy_bypass(urlsplit(self.address).netloc)
-        return {} if is_near else urllib.request.getproxies()
-
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
         if self.api_key_env is not None:
@@ -207,9 +203,13 @@ class Endpoint:
         return os.environ.get(self.api_key_env or "", "").strip()
 
     def _masked(self, text: str) -> str:
-        """Return what a server says, in one line and without the key, which some repeat; it is not cut before."""
+        """Return what is said, in one line and without the key, which some servers repeat; it is not cut before.
+
+        Nor is the password of a proxy told, which stands in its address.
+        """
         key = self._key
-        return " ".join((text.replace(key, "***") if key else text).split())[:MAX_MESSAGE_CHARS]
+        text = USER.sub("", text.replace(key, "***") if key else text)
+        return " ".join(text.split())[:MAX_MESSAGE_CHARS]
 
     async def _attempt(self, path: str, data: bytes, failed: list[TransientError]) -> dict[str, Any]:
         """Return what the server answers; a failure that may pass is noted."""

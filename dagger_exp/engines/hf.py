@@ -106,8 +106,12 @@ class HfEngine:
         """Need nothing: the model is here."""
         return nullcontext()
 
+    async def confirm(self) -> None:
+        """Look at nothing: the weights are here."""
+
     def rest(self) -> None:
-        """Leave the device to the trainer: the weights are its own."""
+        """Leave the device to the trainer: the weights are its own, but not what the keys and values took."""
+        torch.cuda.empty_cache()  # where there is no CUDA, nothing
 
     def close(self) -> None:
         """Free nothing: the weights are the trainer's."""

@@ -24,6 +24,9 @@ class ScriptedEngine:
         self.end_id = end_id
         self.version = 0
 
+    async def confirm(self) -> None:
+        """Look at nothing: there are no weights."""
+
     def load_weights(self, version: int, weights: Any) -> None:
         self.version = version
 

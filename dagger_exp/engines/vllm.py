@@ -40,7 +40,7 @@ class VllmEngine:
         weights: how all weights reach the server: `disk`, `nccl` or `ipc` (see `Transfer`, not run); an adapter is
             always saved.
         sleeps: whether the server leaves the device to the trainer between collections.
-        probe_tolerance: largest difference of a log-probability between server and trainer, in nats.
+        probe_tolerance: largest mean difference of the log-probabilities of server and trainer, in nats.
 
     Raises:
         ConfigError: there is no such way for the weights, or not for these.
@@ -60,7 +60,7 @@ class VllmEngine:
         endpoint: Callable[..., Endpoint] = Endpoint,
         weights: str = "disk",
         sleeps: bool = False,
-        probe_tolerance: float = 0.1,
+        probe_tolerance: float = 0.15,
     ) -> None:
         self.student, self.end_id, self.folder = student, end_id, folder
         self.server, self.sleeps, self.probe = server, sleeps, Probe(probe_tolerance)
@@ -84,7 +84,7 @@ class VllmEngine:
 
     @property
     def drift(self) -> float:
-        """What the last probe found: the largest difference of a log-probability, in nats."""
+        """What the last probe found: the mean difference of the log-probabilities, in nats."""
         return self.probe.drift
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
@@ -116,23 +116,21 @@ class VllmEngine:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Keep connections to all servers open while episodes are played.
-
-        Raises:
-            DriftError: a server has other weights when all is done; an adapter's name says of which an answer is.
-        """
-        async with self._open():
-            yield
-            for endpoint in self.endpoints if self.probe.ids and self.name == BASE else ():
-                await self._probe(endpoint)
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
+        """Keep connections to all servers open while episodes are played."""
         self._in_doubt = asyncio.Lock()  # of this event loop
         async with AsyncExitStack() as stack:
             for endpoint in self.endpoints:
                 await stack.enter_async_context(endpoint.connected())
             yield
+
+    async def confirm(self) -> None:
+        """Look whether all servers still have the weights, so that what they have answered is of those.
+
+        Raises:
+            DriftError: one has others; an adapter's name says of which an answer is.
+        """
+        for endpoint in self.endpoints if self.probe.ids and self.name == BASE else ():
+            await self._restore(endpoint, is_asked=True)
 
     def load_weights(self, version: int, weights: Any) -> None:
         """Serve these weights under this version.
@@ -210,12 +208,12 @@ class VllmEngine:
             )
 
     async def _sleep(self) -> None:
-        async with self._open():
+        async with self.connected():
             await self._everywhere("/sleep?level=1", {})
         self._is_asleep = True
 
     async def _update(self, version: int, weights: Any) -> None:
-        async with self._open():
+        async with self.connected():
             if self._is_asleep:
                 await self._everywhere("/wake_up", {})
                 self._is_asleep = False
@@ -270,16 +268,25 @@ class VllmEngine:
             if num_restored == self._num_restored:
                 return answer
 
-    async def _restore(self, endpoint: Endpoint) -> None:
-        """Send the weights to a server again that was started again: it does not say so, and has its first ones."""
+    async def _restore(self, endpoint: Endpoint, *, is_asked: bool = False) -> None:
+        """Send the weights to a server again that was started again: it does not say so, and has its first ones.
+
+        Args:
+            endpoint: of the server.
+            is_asked: also where no request has failed, so that it cannot have been started again.
+        """
         async with self._in_doubt:
-            if not self.probe.is_due(endpoint):
+            if not (is_asked or self.probe.is_due(endpoint)):
                 return
             try:
                 await self._probe(endpoint)
             except DriftError:
-                await self.way.send_again(endpoint)
-                self._num_restored += 1
+                if not self.probe.is_due(endpoint):
+                    raise
+                try:
+                    await self.way.send_again(endpoint)
+                finally:  # also where it is cut or refused: it may have been taken, and answers may be of either
+                    self._num_restored += 1
                 await self._probe(endpoint)
 
     async def _answer(self, endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Probe:
     which is what the last probe of this server that was passed has found.
 
     Args:
-        tolerance: largest difference of a log-probability, in nats.
+        tolerance: largest mean difference of the log-probabilities, in nats.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -74,4 +74,5 @@ class Probe:
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
-    return float(np.abs(np.subtract(one, other)).max())  # no number where one of them is none
+    # The mean: between kernels of bf16 the largest of 31 is three times that, as after a small round of training.
+    return float(np.abs(np.subtract(one, other)).mean())  # no number where one of them is none

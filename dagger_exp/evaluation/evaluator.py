@@ -42,6 +42,7 @@ class Evaluator:
 
         Raises:
             DataError: the split is empty, or most episodes failed; nothing is written then.
+            DriftError: a server has other weights than it was sent; nothing is written then, either.
         """
         path = self.folder / f"round_{round_index:03d}.parquet"
         if not path.exists():
@@ -67,12 +68,14 @@ class Evaluator:
             return episode
 
         async with self.runner.connected():
-            if not self.runner.student.engine.is_lock_step:
-                return await asyncio.gather(*(play(key, task) for key, task in tasks))
-            episodes: list[Episode] = []
-            for begin in range(0, len(tasks), self.concurrency):  # as in a collection, in batches of fixed members
-                batch = tasks[begin : begin + self.concurrency]
-                episodes += await in_lock_step(self.runner, {key: play(key, task) for key, task in batch})
+            engine, episodes = self.runner.student.engine, list[Episode]()
+            if engine.is_lock_step:
+                for begin in range(0, len(tasks), self.concurrency):  # as in a collection, in batches of fixed members
+                    batch = tasks[begin : begin + self.concurrency]
+                    episodes += await in_lock_step(self.runner, {key: play(key, task) for key, task in batch})
+            else:
+                episodes = await asyncio.gather(*(play(key, task) for key, task in tasks))
+            await engine.confirm()
             return episodes
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
-from dagger_exp.errors import BudgetError
+from dagger_exp.errors import BudgetError, ConfigError
 from dagger_exp.store.files import read_json, write_json
 from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.view import StoreView
 from dagger_exp.types import Episode, Usage
 
 MILLION = 1_000_000
+SAVED_EVERY_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -40,6 +43,7 @@ class TeacherBudget:
     before: Usage = field(default=Usage(), init=False)
     _path: Path | None = field(default=None, init=False)
     _saved: Usage = field(default=Usage(), init=False)
+    _saved_at: float = field(default=-math.inf, init=False)
 
     def begin(self, store: StoreView, round_index: int) -> None:
         """Begin a round, or go on with one: with what its episodes have used, or more that was saved beside them."""
@@ -50,14 +54,29 @@ class TeacherBudget:
 
     def save(self) -> None:
         """Write what the round has used: attempts that failed are in no episode, and failures are played again."""
-        usage = self.in_round
+        usage, self._saved_at = self.in_round, time.monotonic()
         if self._path is not None and usage != self._saved:
             write_json(self._path, asdict(usage))
             self._saved = usage
 
-    def spend(self, usage: Usage) -> None:
-        """Count what a request has cost."""
+    def spend(self, usage: Usage, told_by: str = "") -> None:
+        """Count what a request has cost; now and then on the disk, too, since a kill may come before a commit.
+
+        Args:
+            usage: of the request.
+            told_by: the server that answered.
+
+        Raises:
+            ConfigError: there is a limit, and the server does not tell what counts towards it.
+        """
+        if told_by and self._is_limited and not num_tokens(usage):
+            raise ConfigError(
+                f"{told_by} does not tell how many tokens an answer has used, so that no teacher_budget can be kept: "
+                "set its limits to null, or choose a server that tells."
+            )
         self.in_round = added(self.in_round, usage)
+        if time.monotonic() - self._saved_at > SAVED_EVERY_S:
+            self.save()
 
     def cost(self, usage: Usage) -> float:
         """Return money for tokens."""
@@ -84,6 +103,12 @@ class TeacherBudget:
         }
         names = [name for name, (used, limit) in reached.items() if limit is not None and used >= limit]
         return names[0] if names else None
+
+    @property
+    def _is_limited(self) -> bool:
+        """Whether any limit is set."""
+        limits = (self.tokens_per_round, self.tokens_per_run, self.cost_per_round, self.cost_per_run)
+        return any(limit is not None for limit in limits)
 
     def check(self) -> None:
         """Raise `BudgetError` where nothing more may be asked of the teacher."""

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dagger_exp.errors import ConfigError, DataError, DriftError
+from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.goal import Done, Goal, is_hole, whole
 from dagger_exp.rollout.lock_step import in_lock_step
@@ -102,7 +102,7 @@ class Collector:
         Raises:
             DataError: the split is empty, most episodes fail, or no episode yields a label.
             ConfigError: the teacher's budget of the run is spent before the round begins, or no demonstration helps.
-            DriftError: a server has had other weights meanwhile; the round's episodes are discarded.
+            DriftError: a server has other weights than it was sent; what it played since the last commit is lost.
         """
         if self.store.is_closed(round_index):
             reader = self.store.read(round_index)
@@ -122,9 +122,8 @@ class Collector:
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         try:
             full = asyncio.run(self._play(round_index, goal, on_episode))
-        except DriftError:  # whose weights played is not known
-            self.store.discard(round_index, self.store.committed(round_index))
-            raise
+        finally:
+            self.runner.budget.save()  # what an interruption loses has been paid for
         rows = self.store.rows(round_index, full)
         self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]
@@ -221,6 +220,7 @@ class Collector:
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""
         new = [episode for episode in episodes if episode.episode_index not in done]
+        await self.runner.student.engine.confirm()
 
         def write() -> list[EpisodeSummary]:
             self.runner.budget.save()

@@ -188,7 +188,7 @@ class Runner:
             if isinstance(error, AnswerError):
                 self.budget.spend(error.usage)
             raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
-        self.budget.spend(answer.usage)
+        self.budget.spend(answer.usage, told_by=self.teacher.place)
         return answer
 
     async def _scored(self, key: Key, turns: list[Turn]) -> list[Turn]:

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from dagger_exp.errors import DataError
 from dagger_exp.store.files import written_aside
 from dagger_exp.training.preemption import PREEMPTION, Preempted, Preemption
 
@@ -50,16 +51,25 @@ class LastCheckpoint(Checkpoint):
             return  # the epoch is saved as a whole
         is_over = self._is_over(trainer)
         if is_over or trainer.global_step % self.every_n_steps == 0:
-            trainer.save_checkpoint(self.path, weights_only=False)
+            self._save(trainer, pl_module)
         if is_over:
             raise Preempted
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.num_training_batches:  # none: the run was over before this epoch
-            trainer.save_checkpoint(self.path, weights_only=False)
+            self._save(trainer, pl_module)
         if self._is_over(trainer):
             raise Preempted
         self.preemption.release()
+
+    def _save(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Save, but never over a sound checkpoint what no longer is one."""
+        if not all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad):
+            raise DataError(
+                f"at step {trainer.global_step} the student has weights that are no numbers, and the checkpoint before "
+                "is kept: start a new run with a lower optimizer.lr."
+            )
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def _is_over(self, trainer: lightning.Trainer) -> bool:
         """Whether any process has heard a signal; it may reach one a step earlier, and saving takes them all."""

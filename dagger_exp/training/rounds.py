@@ -277,7 +277,7 @@ class RoundCallback(lightning.Callback):
             self.progress.warn(f"round {round_index} was closed with {got} of {wanted} {unit}: {said}.")
 
     def _warn(self, row: dict[str, float]) -> None:
-        if row["round"] == 0 and row.get("round/loss", 0.0) > POISONED_LOSS:
+        if row["round"] == 0 and not row.get("round/loss", 0.0) <= POISONED_LOSS:
             self.progress.warn(
                 f"round 0 ended with a loss of {row['round/loss']:.2f}, above {POISONED_LOSS:g}: its student acts"
                 " nearly at random and the next rounds' labels will be of little use; give round 0 more rounds.steps."

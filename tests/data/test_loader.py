@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -45,6 +47,18 @@ def test_every_kept_episode_comes_once_per_permutation(make_data: MakeData, roun
     permutations = [taken[begin : begin + 7] for begin in range(0, 42, 7)]
     assert all(sorted(permutation) == [*range(7)] for permutation in permutations)
     assert len(set(map(tuple, permutations))) > 1
+
+
+def test_a_loader_that_is_done_takes_its_trees_and_open_files_with_it(make_data: MakeData, rounds: Rounds) -> None:
+    gc.disable()  # nothing that it holds makes the collector hurry
+    try:
+        loader = make_data(rounds, steps=[3, 3]).loader(0)
+        assert len(list(loader)) == 3
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_the_order_is_a_pure_function_of_seed_round_and_step(make_data: MakeData, rounds: Rounds) -> None:

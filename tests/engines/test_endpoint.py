@@ -255,6 +255,22 @@ def test_a_proxy_of_the_environment_is_asked_for_what_is_far(
     assert answer["choices"], "a server of one's own is asked without one"
 
 
+def test_the_password_of_a_proxy_is_in_no_message(
+    provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", address.replace("//", "//alice:hunter%402@"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    [error] = ask(patient("https://far.example", max_attempts=1))
+    assert "ClientHttpProxyError" in str(error)
+    assert not any(word in repr(error) for word in ("alice", "hunter"))
+    with pytest.raises(
+        ConfigError, match=r"no server answers at https://far\.example .*Tunnel connection failed"
+    ) as told:
+        patient("https://far.example").models()
+    assert not any(word in repr(told.value) for word in ("alice", "hunter"))
+
+
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_requests_per_s is 0; it must be above 0, or null for no limit"):
         Endpoint(address="http://host:1", max_requests_per_s=0)

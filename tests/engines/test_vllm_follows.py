@@ -136,9 +136,11 @@ def generated(found: VllmEngine) -> list[Generation]:
     async def generate() -> list[Generation]:
         async with found.connected():
             keys = [Key(0, 0, "t", 0, turn) for turn in range(len(PROMPTS))]
-            return await asyncio.gather(
+            answers = await asyncio.gather(
                 *(found.generate(ids, Sampling(1, 1.0, 1.0, key)) for ids, key in zip(PROMPTS, keys, strict=True))
             )
+            await found.confirm()
+            return answers
 
     return asyncio.run(generate())
 
@@ -171,6 +173,49 @@ def test_a_broken_connection_to_a_server_that_lives_sends_no_weights(tmp_path: P
         assert server.paths == ["/v1/completions"] * 6, "three answers, one repeated, a probe, and one at the end"
         generated(found)
         assert server.paths == ["/v1/completions"] * 4
+
+
+@pytest.mark.parametrize("how", ["cancelled", "refused"])
+def test_no_answer_of_the_first_weights_counts_where_the_one_that_restores_them_is_cut(
+    tmp_path: Path, how: str
+) -> None:
+    """One of three requests finds that the server was started again, and is cut while it sends the weights."""
+    own, server = student(), Vllm(student().model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, moved(own))
+        server.restart()
+        send_again = found.way.send_again
+        cut = list[asyncio.Task[Any] | None]()
+
+        def refuse(body: dict[str, Any]) -> dict[str, Any]:
+            server.answers.pop("/reset_prefix_cache")
+            raise web.HTTPBadRequest(text="busy")
+
+        async def cut_once(endpoint: Endpoint) -> None:
+            await send_again(endpoint)
+            if not cut:
+                cut.append(asyncio.current_task())
+                raise asyncio.CancelledError
+
+        if how == "cancelled":
+            found.way.send_again = cut_once  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            server.answers["/reset_prefix_cache"] = refuse
+
+        async def generate() -> list[Generation | BaseException]:
+            async with found.connected():
+                keys = [Key(0, 0, "t", 0, turn) for turn in range(len(PROMPTS))]
+                asked = (
+                    found.generate(ids, Sampling(1, 1.0, 1.0, key)) for ids, key in zip(PROMPTS, keys, strict=True)
+                )
+                return await asyncio.gather(*asked, return_exceptions=True)
+
+        answers = asyncio.run(generate())
+        assert sum(isinstance(answer, BaseException) for answer in answers) == 1
+        for ids, answer in zip(PROMPTS, answers, strict=True):
+            if isinstance(answer, Generation):
+                assert answer.logprobs[0] == pytest.approx(score(own.model, ids).logprobs[-1], abs=1e-4)
 
 
 def test_a_server_that_does_not_take_the_weights_again_is_no_student(tmp_path: Path) -> None:

@@ -196,6 +196,36 @@ def test_a_resume_remembers_what_failures_have_cost(tmp_path: Path) -> None:
     assert not (tmp_path / "000" / "manifest.json").exists()
 
 
+def test_what_was_paid_for_an_interrupted_batch_is_not_forgotten(tmp_path: Path) -> None:
+    class Interrupted(Exception):  # noqa: N818 - it stands for a signal, not for an error
+        pass
+
+    class Late(Slow):
+        async def act(self, state: State, env: Env) -> Response:
+            if len(self.asked) == 6:
+                raise Interrupted
+            return await super().act(state, env)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            collected(runner(Late(), budget=TeacherBudget(tokens_per_round=150)), tmp_path, num_episodes=4)
+    healthy = Slow()
+    collected(runner(healthy, budget=TeacherBudget(tokens_per_round=150)), tmp_path, num_episodes=9)
+    assert 10 * (len(healthy.asked) + 12) == pytest.approx(150, abs=30), "four at once may overdraw it once each"
+
+
+def test_a_limit_is_refused_where_the_server_does_not_tell_what_counts(tmp_path: Path) -> None:
+    class Silent(Slow):
+        async def act(self, state: State, env: Env) -> Response:
+            return replace(await super().act(state, env), usage=Usage())
+
+    with pytest.raises(ConfigError, match="http://there does not tell how many tokens an answer has used"):
+        collected(
+            runner(Silent(place="http://there"), budget=TeacherBudget(cost_per_run=1.0)), tmp_path, num_episodes=1
+        )
+    assert collected(runner(Silent(place="http://there")), tmp_path, num_episodes=1)
+
+
 def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path) -> None:
     teacher = Slow(hangs_at=lambda key: key == Key(0, 0, key.task_id, 0, 1))
     [first, second] = collected(runner(teacher, turn_timeout_s=0.5), tmp_path, num_episodes=2)
