@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dagger_exp.chat import Chat, Prompt, tells_each_alone
 from dagger_exp.errors import ConfigError, DataError
-from dagger_exp.types import Message
+from dagger_exp.types import Message, ToolCall
 
 CORPUS = ["open src/main.py\n\n", "fail test_main\n", "edit edit open open", "user\nassistant\nsystem\n"]
 START, END = "<|im_start|>", "<|im_end|>"
@@ -290,3 +290,19 @@ def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
 
 def test_the_hash_tells_templates_apart() -> None:
     assert make_chat(CHATML).template_hash == make_chat(CHATML).template_hash != make_chat(QWEN3).template_hash
+
+
+def test_a_prompt_does_not_change_with_the_day() -> None:
+    dated = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + EACH_ALONE
+    chat = make_chat(dated)
+    assert "Today is 01 Jan 2026<|im_end|>" in chat.open([user("go")]).text
+    given = Chat(byte_pairs(dated), options={"strftime_now": lambda form: "Monday"})
+    assert "Today is Monday<|im_end|>" in given.open([user("go")]).text
+
+
+def test_a_call_that_a_template_cannot_take_is_refused_in_a_sentence() -> None:
+    """As one whose arguments are no JSON, where the template goes through them."""
+    calls = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | items | list }}{% endfor %}"
+    chat = make_chat(template(calls))
+    with pytest.raises(ConfigError, match=r"refuses the conversation \(Can only get item pairs"):
+        chat.open([user("go"), Message("assistant", "", tool_calls=(ToolCall("bash", "ls -la"),)), user("on")])

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dagger_exp.cli.jobs import is_first_process
+from dagger_exp.cli.jobs import is_first_process, refuse_second
+from dagger_exp.cli.manifest import check_same
 from dagger_exp.config import check, compose_checked, load_checked
 from dagger_exp.errors import ConfigError
 
@@ -36,8 +38,18 @@ def looked_at(arguments: list[str], command: str) -> list[str]:
     if any(override.startswith("dry_run=") for override in options.overrides):
         raise ConfigError("dry_run=true shows the jobs of a sweep; add -m or sweep=NAME, or use --cfg job for a run.")
     if runs(options) and not (options.config_name or options.config_dir or options.config_path):
-        check(compose_checked(command, options.overrides), command)
+        check(cfg := compose_checked(command, options.overrides), command)
+        if (folder := typed_folder(options.overrides)) is not None and is_first_process():
+            refuse_second(folder)  # before Hydra writes its choices over those of the run that is there
+            check_same(folder, cfg, command)
     return arguments
+
+
+def typed_folder(overrides: Sequence[str]) -> Path | None:
+    """Return the run folder that was typed, None where a new one is made."""
+    found = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if o.key_or_group == "hydra.run.dir"]
+    value = found[-1].value() if found else None
+    return None if value is None else Path(getattr(value, "text", str(value))).expanduser().resolve()
 
 
 def is_sweep(options: argparse.Namespace) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from dagger_exp.errors import StoreError
+from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import read_json, write_json
 
 ALIVE = ("pending", "running")
@@ -128,7 +128,13 @@ def started_at(process: psutil.Process) -> float:
     return process.create_time() - psutil.boot_time()
 
 
-def another_process(folder: Path) -> int | None:
+def refuse_second(folder: Path) -> None:
+    """Look whether a process of this machine is at work in a run folder; raises `ConfigError` that names it."""
+    if is_first_process() and (pid := _another_process(folder)):
+        raise ConfigError(f"{folder} is of a run that process {pid} is at: wait for it, or end it with: kill {pid}")
+
+
+def _another_process(folder: Path) -> int | None:
     """Return the process of this machine that is at work in a run folder; None where there is none but ours."""
     status: dict[str, Any] = {}
     with suppress(StoreError):  # damaged: it is written anew

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.jobs import is_first_process
-from dagger_exp.errors import StoreError
+from dagger_exp.config import load_checked
+from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import VISIBLE_S, write_json
 from dagger_exp.types import SCHEMA_VERSION
 
@@ -27,6 +29,9 @@ NOT_THE_RUN = ("paths", "logger", "sweep_name")
 """Groups and keys that change nothing that comes out."""
 SERVING = ("engine.addresses", "engine.server", "engine.endpoint", "teacher.endpoint", "rollout.watchdog_s")
 """Keys that say where something is served, not what comes out."""
+MAY_CHANGE = ("teacher_budget.", *(f"rollout.{name}" for name in ("turn_timeout_s", "episode_timeout_s")))
+MAY_CHANGE += ("rollout.round_timeout_s", "rollout.max_attempts")
+"""Keys that a run may go on with otherwise: when it gives up."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 
@@ -69,6 +74,40 @@ def run_id(folder: Path, sweep: str | None) -> str:
 
 def config_hash(cfg: DictConfig, command: str) -> str:
     """Return 8 hex digits that two jobs share if they are the same run: of all that can change what comes out."""
+    text = json.dumps([command, _that_counts(cfg)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def check_same(folder: Path, cfg: DictConfig, command: str) -> None:
+    """Look whether a run that a folder has already is the one that is asked for; a key of one only is of its age.
+
+    Raises:
+        ConfigError: it began with other choices, or by another command.
+    """
+    if not ((folder / "manifest.json").exists() and (folder / ".hydra" / "config.yaml").exists()):
+        return
+    began = began_as(folder)
+    mend = f"go on with: {began} resume={folder}, or choose another folder"
+    if f"dagger-{command}" not in (began, began.replace("collect", "train")):  # what was collected may be trained on
+        raise ConfigError(f"{folder} is a run of {began}: {mend}.")
+    theirs, ours = (dict(_flat(_that_counts(of))) for of in (load_checked(folder), cfg))
+    others = [key for key in ours if key in theirs and theirs[key] != ours[key] and not key.startswith(MAY_CHANGE)]
+    if others:
+        said = ", ".join(f"{key}={theirs[key]}, not {ours[key]}" for key in others[:3])
+        raise ConfigError(f"{folder} is a run with {said}{' and more' * (len(others) > 3)}: {mend}.")
+
+
+def _flat(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config by their whole keys."""
+    if not isinstance(node, dict):
+        yield place.removeprefix("."), node
+        return
+    for key, value in node.items():
+        yield from _flat(value, f"{place}.{key}")
+
+
+def _that_counts(cfg: DictConfig) -> Any:
+    """Return what of a config can change what comes out."""
     copy: Any = OmegaConf.create(OmegaConf.to_container(cfg))
     for name in NOT_THE_RUN:
         copy.pop(name)
@@ -77,8 +116,7 @@ def config_hash(cfg: DictConfig, command: str) -> str:
         copy[node].pop(key, None)
     # Folders stand in other nodes by interpolation, as in env.cache_folder.
     copy.paths = {"output_folder": "", "cache_folder": ""}
-    plain = OmegaConf.to_container(copy, resolve=True)
-    return hashlib.blake2b(json.dumps([command, plain], sort_keys=True).encode(), digest_size=4).hexdigest()
+    return OmegaConf.to_container(copy, resolve=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

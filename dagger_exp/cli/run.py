@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
 from dagger_exp.cli.complaints import complain, warn
-from dagger_exp.cli.jobs import CANCELLED, another_process, is_first_process, set_state, sign
+from dagger_exp.cli.jobs import CANCELLED, is_first_process, refuse_second, set_state, sign
 from dagger_exp.cli.manifest import began_as
 from dagger_exp.cli.requeue import is_cancelled, requeue
 from dagger_exp.cli.sweeping import sweep
@@ -90,9 +90,10 @@ def guarded(job: Job, cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        if is_first_process() and (pid := another_process(folder)):
-            said = f"{folder} is of a run that process {pid} is at: wait for it, or end it with: kill {pid}"
-            sys.exit(complain(ConfigError(said)))
+        try:
+            refuse_second(folder)
+        except ConfigError as error:
+            sys.exit(complain(error))
         with told(folder, in_sweep=in_sweep):
             log_to(folder / "train.log")
             job(cfg, folder)

@@ -16,7 +16,7 @@ from typing import Any
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import generation_of, score_at, understood
 from dagger_exp.engines.vllm_probe import Probe
-from dagger_exp.engines.vllm_server import RunningServer, VllmServer
+from dagger_exp.engines.vllm_server import RunningServer, VllmServer, check_served
 from dagger_exp.engines.vllm_weights import BASE, TRANSFERS, Adapters, Reloading, Servable, Transfer, Way, commanded
 from dagger_exp.errors import ConfigError, DriftError, EngineError
 from dagger_exp.protocols import Generation, Sampling, Scores
@@ -148,7 +148,8 @@ class VllmEngine:
         if not self.endpoints:
             self._start()
         if self.version < 0:
-            self._check_servers()
+            for endpoint in self.endpoints:
+                check_served(endpoint, BASE, self.student.max_context_tokens)
         try:
             asyncio.run(self._update(version, weights))
         except DriftError:
@@ -224,22 +225,6 @@ class VllmEngine:
             for endpoint in self.endpoints:
                 await self._probe(endpoint)
                 await self._check_draw(endpoint)
-
-    def _check_servers(self) -> None:
-        """Look at what is served before anything is asked of it."""
-        for endpoint in self.endpoints:
-            cards = endpoint.models()
-            if BASE not in cards:
-                names = ", ".join(cards)
-                raise ConfigError(
-                    f"{endpoint.address} serves {names}, not {BASE}: start it with the line that dagger-serve prints."
-                )
-            length, wanted = cards[BASE].get("max_model_len"), self.student.max_context_tokens
-            if length is not None and length < wanted:
-                raise ConfigError(
-                    f"{endpoint.address} reads {length} tokens, but student.max_context_tokens is {wanted}: "
-                    "start it with a longer --max-model-len, or lower student.max_context_tokens."
-                )
 
     async def _probe(self, endpoint: Endpoint) -> None:
         num_failures = endpoint.num_failures

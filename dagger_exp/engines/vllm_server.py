@@ -17,8 +17,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dagger_exp.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:  # dagger-serve waits for no HTTP
+    from dagger_exp.engines.endpoint import Endpoint
 
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",  # an adapter for each policy version
@@ -233,3 +237,23 @@ def _port(host: str, wanted: int) -> int:
                 "another port, or to null for a free one."
             )
         time.sleep(0.2)
+
+
+def check_served(endpoint: Endpoint, name: str, max_context_tokens: int) -> None:
+    """Look at what a server serves before anything is asked of it.
+
+    Raises:
+        ConfigError: it is not what the line of `dagger-serve` starts, or reads less than the student may.
+    """
+    cards = endpoint.models()
+    if name not in cards:
+        names = ", ".join(cards)
+        raise ConfigError(
+            f"{endpoint.address} serves {names}, not {name}: start it with the line that dagger-serve prints."
+        )
+    length = cards[name].get("max_model_len")
+    if length is not None and length < max_context_tokens:
+        raise ConfigError(
+            f"{endpoint.address} reads {length} tokens, but student.max_context_tokens is {max_context_tokens}: "
+            "start it with a longer --max-model-len, or lower student.max_context_tokens."
+        )

@@ -66,8 +66,8 @@ class LastCheckpoint(Checkpoint):
         """Save, but never over a sound checkpoint what no longer is one."""
         if not all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad):
             raise DataError(
-                f"at step {trainer.global_step} the student has weights that are no numbers, and the checkpoint before "
-                "is kept: start a new run with a lower optimizer.lr."
+                f"at step {trainer.global_step} the student has weights that are no numbers, which no checkpoint "
+                "keeps: start a new run with a lower optimizer.lr."
             )
         trainer.save_checkpoint(self.path, weights_only=False)
 

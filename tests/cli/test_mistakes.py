@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from dagger_exp.cli.jobs import set_state, sign, started_at
 from dagger_exp.cli.run import told
@@ -128,6 +129,8 @@ def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
     [
         (["labeler=teacher", "schedule=constant", "schedule.start=0"], "hold no label that is trained on; choose ano"),
         (["mixing=student", "schedule=none", "filter=solved"], "hold no label that is trained on; choose another lab"),
+        (["student.max_context_tokens=9"], "error: 100 episodes, 100 of them ended as context, hold no label that is "),
+        (["student.max_context_tokens=9"], "trained on; raise student.max_context_tokens, or lower rollout.max_new_"),
     ],
 )
 def test_a_round_that_can_never_be_full_is_given_up(call: Call, arguments: list[str], sentence: str) -> None:
@@ -169,8 +172,36 @@ def test_a_run_that_another_process_is_at_is_left_to_it(call: Call, tmp_path: Pa
         sentence = f"error: {folder} is of a run that process {other.pid} is at: wait for it, or end it with: kill "
         assert answer.err == f"{sentence}{other.pid}\n"
         assert (folder / "status.json").read_text() == before
+        config = (folder / ".hydra" / "config.yaml").read_text()
+        again = call("collect", *QUICK, f"hydra.run.dir={folder}", "rounds.labels=5", "env.num_bugs=1", "seed=9")
+        assert (again.code, again.err) == (2, answer.err)
+        assert (folder / ".hydra" / "config.yaml").read_text() == config, "the run goes on with its own choices"
         other.communicate("\n")
     assert call("collect", f"resume={folder}").code == 0
+
+
+def test_weights_that_are_no_numbers_end_a_run_and_are_not_kept(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    quick = ("rounds.labels=5", "rounds.steps=3", "env.num_bugs=1", f"hydra.run.dir={folder}")
+    answer = call("train", *QUICK, *quick, "optimizer.lr=1e30", "callbacks.checkpoint_steps=1")
+    assert "at step 2 the student has weights that are no numbers, which no checkpoint keeps: start" in answer.err
+    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"].values()
+    assert all(bool(weight.isfinite().all()) for weight in weights), "that of the first step"
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    typed = (*QUICK, "rounds.labels=5", "env.num_bugs=1", f"hydra.run.dir={folder}")
+    assert call("collect", *typed).code == 0
+    config = (folder / ".hydra" / "config.yaml").read_text()
+    answer = call("collect", *typed, "seed=9", "rollout.concurrency=3")
+    mend = f"go on with: dagger-collect resume={folder}, or choose another folder.\n"
+    assert answer.err == f"error: {folder} is a run with seed=0, not 9, rollout.concurrency=20, not 3: {mend}"
+    assert call("evaluate", "student.init=x", f"hydra.run.dir={folder}").err == (
+        f"error: {folder} is a run of dagger-collect: {mend}"
+    )
+    assert (folder / ".hydra" / "config.yaml").read_text() == config
+    assert call("collect", *typed, "teacher_budget.tokens_per_run=1000000", "rollout.max_attempts=5").code == 0
 
 
 def test_a_store_that_is_not_what_it_should_be_is_refused(call: Call, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import math
 import socket
 import time
 import traceback
@@ -83,6 +85,57 @@ def test_a_request_that_is_refused_is_not_repeated(provider: Provider, address: 
     assert isinstance(error, EngineError)
     assert "400: no such parameter" in str(error)
     assert endpoint.num_requests == 1
+
+
+@pytest.mark.parametrize("code", [502, "502", 429, 408, None])
+def test_an_error_within_a_good_answer_is_tried_again_where_it_may_pass(code: int | str | None) -> None:
+    said = [{"error": {"message": "upstream error", "code": code}}, {"error": "upstream error"}]
+    with serving(Provider(chat=lambda body: said.pop(0) if said else chat_answer(body))) as address:
+        endpoint = patient(address)
+        [answer] = ask(endpoint)
+    assert answer["choices"][0]["message"]["content"] == "test"
+    assert endpoint.num_failures == 2
+
+
+@pytest.mark.parametrize(("code", "num_requests"), [(502, 2), (None, 2), (400, 1), ("invalid_api_key", 1)])
+def test_an_error_within_a_good_answer_is_told(code: int | str | None, num_requests: int) -> None:
+    refused = {"choices": [], "error": {"message": "upstream error", "code": code}}
+    with serving(Provider(chat=lambda body: refused)) as address:
+        endpoint = patient(address, max_attempts=2)
+        [error] = ask(endpoint)
+    assert isinstance(error, EngineError)
+    assert str(error).endswith(": upstream error")
+    assert endpoint.num_requests == num_requests
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (429, {"message": "no money", "type": "insufficient_quota", "code": "insufficient_quota"}),
+        (429, {"message": "no money", "type": "insufficient_quota"}),
+        (402, {"message": "no money"}),
+    ],
+)
+def test_a_quota_that_is_used_up_is_no_matter_of_patience(status: int, error: dict[str, str]) -> None:
+    said = said_by(f"HTTP/1.1 {status} No", json.dumps({"error": error}), lambda at: ask(patient(at)))
+    assert f"answers {status}: no money" in said
+    assert "before that" not in said
+    assert "TransientError" not in said
+
+
+def test_why_a_request_is_tried_again_is_logged_once_and_without_the_key(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    reasons = [f"{KEY} has used 29 of 30 in req_7f", f"{KEY} has used 30 of 30 in req_a1", "busy"]
+    said = [{"error": {"message": reason, "code": 429}} for reason in reasons]
+    with serving(Provider(chat=lambda body: said.pop(0) if said else chat_answer(body))) as address:
+        ask(patient(address, api_key_env="SOME_KEY"))
+    assert caplog.messages == [
+        f"a request is tried again: {address} answers 429: *** has used 29 of 30 in req_7f",
+        f"a request is tried again: {address} answers 429: busy",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 def test_a_prompt_that_is_too_long_for_the_server_is_its_own_error(provider: Provider, address: str) -> None:
@@ -271,9 +324,24 @@ def test_the_password_of_a_proxy_is_in_no_message(
     assert not any(word in repr(told.value) for word in ("alice", "hunter"))
 
 
-def test_a_rate_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_requests_per_s is 0; it must be above 0, or null for no limit"):
-        Endpoint(address="http://host:1", max_requests_per_s=0)
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("max_requests_per_s", [0, -1, math.nan], "above 0, or null for no limit"),
+        ("timeout_s", [0, -1, math.nan], "above 0, or inf for no limit"),
+        ("max_attempts", [0, -1], "at least 1"),
+        ("first_pause_s", [-1, math.nan, math.inf], "at least 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(name: str, values: list[float], wanted: str) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^endpoint\.{name} is {value}; it must be {wanted}\.$"):
+            patient("http://host:1", **{name: value})
+
+
+def test_an_endless_time_out_is_none(address: str) -> None:
+    [answer] = ask(patient(address, timeout_s=math.inf))
+    assert answer["choices"]
 
 
 def test_an_address_that_is_none_is_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,18 @@ from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.scoring import score
 from dagger_exp.engines.vllm import VllmEngine
 from dagger_exp.engines.vllm_server import VllmServer
+from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, DriftError, EngineError
+from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.policies.mixture import StudentOnly
+from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Generation, Sampling
+from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.runner import Runner
+from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
-from dagger_exp.types import Key
+from dagger_exp.types import Episode, Key
 from tests.provider import MODEL, Provider, serving
 
 PROMPTS = ([5, 6, 7, 8], [8, 7, 6, 5], [9, 5, 9, 6])
@@ -30,6 +38,7 @@ ASKED = ["/v1/completions"] * 2
 """The probe, and whether a log-probability is the one that a token was drawn with."""
 SENT = ["/collective_rpc", "/reset_prefix_cache", *ASKED]
 """How full weights come to a server, and what it is asked then."""
+WORDS = [f"w{index}" for index in range(20)]
 LOADING = threading.Lock()
 """Servers are threads here, and Transformers loads one model at a time."""
 
@@ -95,16 +104,15 @@ class Vllm(Provider):
         return {}
 
 
-def student(seed: int = 0, finetuning: str = "full") -> Student:
+def student(seed: int = 0, finetuning: str = "full", words: Sequence[str] = WORDS) -> Student:
     torch.set_num_threads(1)
     sizes: dict[str, Any] = {
         "hidden_size": 16,
         "num_layers": 1,
         "num_heads": 2,
         "intermediate_size": 32,
-        "max_context_tokens": 64,
+        "max_context_tokens": 256,
     }
-    words = [f"w{index}" for index in range(20)]
     return from_scratch(
         vocabulary=words, tokenizer="words", seed=seed, finetuning=finetuning, lora=Lora(rank=2), **sizes
     )
@@ -259,6 +267,43 @@ def test_weights_that_another_run_has_sent_meanwhile_are_noticed_at_the_end(tmp_
         server.model = server.first
         with pytest.raises(DriftError, match="another run uses it too"):
             generated(found)
+
+
+def test_no_episode_of_other_weights_is_committed_whatever_ends_the_round(tmp_path: Path) -> None:
+    """Another run sends its weights while a round is played; that is resumed once the server is its own again."""
+    world, own = RepoRepair(max_turns=3), student(words=RepoRepair().vocabulary())
+    server = Vllm(student(words=world.vocabulary()).model)
+
+    def collected(address: str, version_1: Any, on_episode: Callable[[Episode], None]) -> list[Episode]:
+        found = engine(own, tmp_path / "engine", address)
+        found.load_weights(1, version_1)
+        runner = Runner(
+            world=world,
+            student=LanguagePolicy(engine=found, chat=own.chat, max_new_tokens=4),
+            teacher=ScriptedPolicy(),
+            mixing=StudentOnly(),
+            labeler=Labeler(),
+            chat=own.chat,
+            max_context_tokens=256,
+        )
+        store, tasks = Store(tmp_path / "rounds", "run"), world.tasks("train")
+        collector = Collector(
+            runner=runner, store=store, tasks=tasks, seed=0, concurrency=2, keeps=lambda round_index, reason: True
+        )
+        return collector.collect(0, num_episodes=8, on_episode=on_episode)
+
+    def taken(episode: Episode) -> None:
+        if episode.episode_index == 2:
+            server.model = server.first
+
+    with serving(server) as address:
+        with pytest.raises(DriftError, match="another run uses it too"):
+            collected(address, moved(own), taken)
+        assert 0 < len(Store(tmp_path / "rounds", "run").committed(0)) < 8
+        for episode in collected(address, own.model, lambda episode: None):
+            [first, *_] = episode.turns
+            expected = score(own.model, first.context_ids).logprobs[-1]  # of the last token, which it repeats
+            assert first.sampling_logprobs[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_server_that_keeps_weights_within_the_tolerance_is_noticed(tmp_path: Path) -> None:
