@@ -223,6 +223,16 @@ def _check_budget(cfg: DictConfig) -> None:
     if cfg.rounds.labels is not None and cfg.labeler.get("turns") == "none":
         raise ConfigError("labeler=none never fills rounds.labels; give rounds.labels=null and rounds.tasks=NUMBER.")
     per_round(cfg, "labels")
+    _check_prices(cfg.teacher_budget)
+
+
+def _check_prices(budget: DictConfig) -> None:
+    costs = [f"teacher_budget.{name}" for name in ("cost_per_round", "cost_per_run") if budget[name] is not None]
+    if costs and budget.prompt_price == budget.response_price == 0:
+        raise ConfigError(
+            f"{costs[0]} limits nothing while both prices are 0; set teacher_budget.prompt_price and "
+            "teacher_budget.response_price, of a million tokens."
+        )
 
 
 def _check_training(cfg: DictConfig) -> None:

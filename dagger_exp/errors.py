@@ -15,6 +15,10 @@ DaggerError
     └── BudgetError   what may be spent on the teacher is spent
 """
 
+from __future__ import annotations
+
+import math
+
 
 class DaggerError(Exception):
     """Root of all errors that this package raises on purpose."""
@@ -70,3 +74,19 @@ class LabelError(DaggerError):
 
 class BudgetError(LabelError):
     """What may be spent on the teacher is spent."""
+
+
+def check_at_least(low: int, group: str, **values: float | None) -> None:
+    """Refuse what is lower, endless or not a number; None is left alone.
+
+    Args:
+        low: the lowest that may be.
+        group: below which the values stand in the config.
+        values: by their names there.
+
+    Raises:
+        ConfigError: names the first that is none.
+    """
+    for name, value in values.items():
+        if value is not None and not low <= value < math.inf:
+            raise ConfigError(f"{group}.{name} is {value}; it must be at least {low}.")

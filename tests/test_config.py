@@ -117,6 +117,7 @@ BAD = [
     ("rounds.num_rounds=0", "rounds.num_rounds is 0; it must be at least 1."),
     ("rounds.batch_size=0", "rounds.batch_size is 0; it must be at least 1."),
     ("rollout.concurrency=-1", "rollout.concurrency is -1; it must be at least 1."),
+    ("teacher_budget.cost_per_run=0.001", "teacher_budget.cost_per_run limits nothing while both prices are 0; set "),
     ("rollout.max_new_tokens=0", "rollout.max_new_tokens is 0; it must be at least 1."),
     ("rollout.max_new_tokens=1024", "rollout.max_new_tokens=1024 leaves no room for a prompt in student.max_context"),
     ("rollout.temperature=nan", "rollout.temperature is nan; it must be at least 0."),
@@ -161,6 +162,8 @@ def test_a_mistake_is_one_sentence_that_names_the_key_and_the_mend(typed: str, s
     [
         ("evaluate", "student.init=RUN rounds.num_rounds=1"),
         ("evaluate", "student.init=RUN labeler=none"),
+        ("evaluate", "student.init=RUN teacher_budget.cost_per_run=1"),
+        ("collect", "teacher_budget.cost_per_round=1 teacher_budget.response_price=2"),
         ("collect", "rounds.num_rounds=1 rounds.labels=200"),
         ("collect", "labeler=none rounds.labels=null rounds.tasks=3"),
         ("collect", "rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none"),

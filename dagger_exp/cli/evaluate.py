@@ -19,6 +19,9 @@ from dagger_exp.store.files import write_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dagger_exp.build import Run
+    from dagger_exp.training.rounds import Progress
+
 STOPS = "eval/num_stop_"
 
 
@@ -45,6 +48,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal,
     ):
         run.evaluator.runner.watchdog.say = terminal.warn
+        warn_of_few(cfg, run, terminal)
         place_student(run, cfg.trainer.accelerator)
         run.engine.load_weights(0, run.student.model)
         terminal.begin("evaluate", 0, len(run.evaluator.tasks))
@@ -58,6 +62,15 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     typed = [word for word in chosen(folder, but=()) if not word.startswith("evaluation.temperature=")]
     again = " ".join([*typed, "evaluation.temperature=1.0"])
     terminal.finish(lies=lies, also={f"dagger-evaluate {again}": "the same tasks, sampled"})
+
+
+def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:
+    """Say that the env has fewer held-out tasks than were asked for."""
+    if len(run.evaluator.tasks) < cfg.evaluation.tasks:
+        found = len(run.evaluator.tasks)
+        progress.warn(
+            f"evaluation.tasks is {cfg.evaluation.tasks}, but the env has {found} held-out tasks: all of them."
+        )
 
 
 def show(metrics: Mapping[str, float]) -> None:

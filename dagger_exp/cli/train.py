@@ -15,6 +15,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagger_exp.cli.evaluate import warn_of_few
 from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.cli.manifest import open_manifest
 from dagger_exp.cli.run import run_command
@@ -24,9 +25,6 @@ from dagger_exp.store.files import ASIDE_SUFFIX
 if TYPE_CHECKING:
     import lightning
     from omegaconf import DictConfig
-
-    from dagger_exp.build import Run
-    from dagger_exp.training.rounds import Progress
 
 
 def main() -> None:
@@ -81,15 +79,6 @@ def refuse_another_adapter(cfg: DictConfig, typed: Sequence[str]) -> None:
         raise ConfigError(
             f"{vain[0]} changes nothing, since {given} is an adapter, which is trained on as it is: leave that out, or "
             "start from a model."
-        )
-
-
-def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:
-    """Say that the env has fewer held-out tasks than were asked for."""
-    if len(run.evaluator.tasks) < cfg.evaluation.tasks:
-        found = len(run.evaluator.tasks)
-        progress.warn(
-            f"evaluation.tasks is {cfg.evaluation.tasks}, but the env has {found} held-out tasks: all of them."
         )
 
 

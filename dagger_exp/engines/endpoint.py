@@ -1,10 +1,10 @@
 """One OpenAI-compatible server: requests over kept connections, and what is done when it fails.
 
-What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut. A
-`Retry-After` makes every request to the server wait, not only the one that was told, and a 429 slows all down. Anything
-else is an `EngineError` that names the address. No redirect is followed, since it would carry the key elsewhere, and no
-message shows the key, whatever a server says. HTTP goes through aiohttp, because httpx slows with the square of the
-open connections.
+What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut; why is
+logged. A `Retry-After` makes every request to the server wait, not only the one that was told, and a 429 slows all
+down. Anything else, as a quota that is used up, is an `EngineError` that names the address. No redirect is followed,
+since it would carry the key elsewhere, and no message shows the key, whatever a server says. HTTP goes through aiohttp,
+because httpx slows with the square of the open connections.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
+import math
 import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import tenacity
 
+from dagger_exp.engines import refusals
 from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
 from dagger_exp.engines.proxies import proxies
-from dagger_exp.errors import ConfigError, ContextError, EngineError
+from dagger_exp.engines.refusals import MissingError, SilentError, TransientError
+from dagger_exp.errors import ConfigError, ContextError, EngineError, check_at_least
 
 CHECK_TIMEOUT_S = 20.0
 KEPT_S = 4.0
@@ -35,19 +39,6 @@ PASSING = 64
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
 USER = re.compile(r"(?<=://)[^/@\s]+@")
-TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
-
-
-class TransientError(EngineError):
-    """A failure that may pass."""
-
-
-class MissingError(ConfigError):
-    """A server has nothing at a path."""
-
-
-class SilentError(ConfigError):
-    """A server tells nothing, which may pass."""
 
 
 class _Stays(urllib.request.HTTPRedirectHandler):
@@ -63,7 +54,7 @@ class Endpoint:
     Args:
         address: as `http://host:8000`, which is asked below `/v1`; one with a path is asked below that path.
         api_key_env: name of the environment variable that holds its key; the key itself stands in no config.
-        timeout_s: of one request.
+        timeout_s: of one request; infinity for no limit.
         max_attempts: how often a request is tried in all.
         first_pause_s: before the second attempt, at most; it doubles up to a minute.
         max_requests_per_s: shared by all requests; None for no limit.
@@ -85,14 +76,21 @@ class Endpoint:
     ) -> None:
         if not str(address).startswith(("http://", "https://")):  # a list of them may hold anything
             raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
-        if max_requests_per_s is not None and max_requests_per_s <= 0:
-            raise ConfigError(f"max_requests_per_s is {max_requests_per_s}; it must be above 0, or null for no limit.")
+        check_at_least(1, "endpoint", max_attempts=max_attempts)
+        check_at_least(0, "endpoint", first_pause_s=first_pause_s)
+        for name, value, without in (
+            ("timeout_s", timeout_s, "inf"),
+            ("max_requests_per_s", max_requests_per_s, "null"),
+        ):
+            if value is not None and not value > 0:
+                raise ConfigError(f"endpoint.{name} is {value}; it must be above 0, or {without} for no limit.")
         given = address.rstrip("/")
         self._base = given if given.count("/") > 2 else f"{given}/v1"
         self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
         self.first_pause_s, self._pace = first_pause_s, Pace(max_requests_per_s)
         self.num_requests, self.num_failures, self._has_answered = 0, 0, False
+        self._told: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._passage = asyncio.Semaphore(PASSING)
 
@@ -100,7 +98,7 @@ class Endpoint:
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections open while requests are made."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
-        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s if math.isfinite(self.timeout_s) else None)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers(), proxy=proxies(self.address).get("https")
         ) as session:
@@ -123,7 +121,9 @@ class Endpoint:
         try:
             return await self._attempt(path, data, failed)
         except TransientError:  # most never come here: tenacity takes as long as half a request
-            retrying = AsyncRetrying(stop=stop_after_attempt(self.max_attempts), **self._patience(TransientError))
+            retrying = tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(self.max_attempts), **self._patience(TransientError)
+            )
 
         async def attempt() -> dict[str, Any]:
             if retrying.statistics["attempt_number"] == 1:
@@ -145,13 +145,21 @@ class Endpoint:
             MissingError: it has nothing at this path.
             ConfigError: it does not let us in.
         """
-        num_attempts = self.max_attempts if self._has_answered else 1
-        return Retrying(stop=stop_after_attempt(num_attempts), **self._patience(SilentError))(self._get, path)
+        stop = tenacity.stop_after_attempt(self.max_attempts if self._has_answered else 1)
+        return tenacity.Retrying(stop=stop, **self._patience(SilentError))(self._get, path)
 
     def _patience(self, passing: type[Exception]) -> dict[str, Any]:
         """Return how long tenacity waits before it tries again, and for what."""
-        pause = wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S)
-        return {"retry": retry_if_exception_type(passing), "wait": pause, "reraise": True}
+        pause = tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S)
+        retry = tenacity.retry_if_exception_type(passing)
+        return {"retry": retry, "wait": pause, "reraise": True, "before_sleep": self._tell}
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        """Log why a request is tried again, once for each reason."""
+        said = str(state.outcome and state.outcome.exception())
+        if (kind := refusals.kind(said)) not in self._told:
+            self._told.add(kind)
+            logging.getLogger(__name__).warning("a request is tried again: %s", said)
 
     def _get(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
@@ -235,11 +243,17 @@ class Endpoint:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
             raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None
-        if answer.status != 200:
-            if answer.status == 429:
+        told = self._read(path, answer, text) if answer.status == 200 else {}
+        refused = refusals.status_within(told) if answer.status == 200 else answer.status
+        if refused is not None:
+            if refused == 429:
                 self._pace.slow_down(began)
-            raise self._refusal(path, answer.status, text.decode(errors="replace"), answer.headers)
+            raise self._refusal(path, refused, text.decode(errors="replace"), answer.headers)
         self._pace.quicken(began)
+        return told
+
+    def _read(self, path: str, answer: aiohttp.ClientResponse, text: bytes) -> dict[str, Any]:
+        """Return what a good answer says; raises `TransientError` where it is not whole."""
         if answer.content_type != "application/json" and not path.endswith("/completions"):
             return {}  # "Success", or nothing: the status has said it
         try:
@@ -247,19 +261,21 @@ class Endpoint:
         except ValueError as error:
             said = self._masked(text.decode(errors="replace"))[:80]
             raise TransientError(f"{self.address}: its answer is cut or no JSON: {said!r}") from error
-        if b'"abort"' in text and _is_given_up(told):
+        if b'"abort"' in text and refusals.is_given_up(told):
             raise TransientError(f"{self.address}: it gave up its answer, as one does that is stopped")
         return told
 
     def _refusal(self, path: str, status: int, text: str, headers: Mapping[str, str]) -> EngineError | ContextError:
         if status in REDIRECTS:
             return EngineError(self._elsewhere(path, headers.get("Location")))
-        said = f"{self.address} answers {status}: {self._masked(_message(text))}"
-        if _may_pass(status):
+        said = f"{self.address} answers {status}: {self._masked(refusals.message(text))}"
+        if refusals.is_too_long(text):
+            return ContextError(said)
+        if refusals.may_pass(status) and not refusals.is_paid_out(text):
             if (retry_after := headers.get("Retry-After")) is not None:
                 self._pace.hold(retry_after)
             return TransientError(said)
-        return ContextError(said) if any(words in text for words in TOO_LONG) else EngineError(said)
+        return EngineError(said)
 
     def _closed(self, path: str, error: urllib.error.HTTPError) -> ConfigError:
         """Return what a question before the first episode has met."""
@@ -268,29 +284,9 @@ class Endpoint:
         said = f"{self._url(path)} answers {error.code} {self._masked(error.reason)}"
         key = self.api_key_env or "the variable that api_key_env names"
         mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
-        kind = MissingError if error.code == 404 else SilentError if _may_pass(error.code) else ConfigError
+        kind = MissingError if error.code == 404 else SilentError if refusals.may_pass(error.code) else ConfigError
         return kind(f"{said}: {mend}.")
 
     def _elsewhere(self, path: str, location: str | None) -> str:
         place = self._masked(location or "another place")
         return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
-
-
-def _is_given_up(told: Any) -> bool:
-    """Return whether an answer ends where its server did: vLLM sends what it has written until it is stopped."""
-    with suppress(KeyError, TypeError):
-        return any(choice["finish_reason"] == "abort" for choice in told["choices"])
-    return False
-
-
-def _may_pass(status: int) -> bool:
-    return status in (408, 409, 425, 429) or status >= 500
-
-
-def _message(text: str) -> str:
-    """Return what an error body says."""
-    try:
-        error = json.loads(text).get("error", text)
-        return str(error.get("message", text) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        return text

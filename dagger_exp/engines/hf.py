@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dagger_exp.engines.scoring import generating, score
-from dagger_exp.errors import EngineError
+from dagger_exp.errors import EngineError, check_at_least
 from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import uniform
 from dagger_exp.types import Key
@@ -51,12 +51,16 @@ class HfEngine:
         end_id: token id that ends a message.
         pad_id: token id for padding.
         max_batch_size: largest number of rows in one forward pass.
+
+    Raises:
+        ConfigError: a batch would hold nobody.
     """
 
     id, place = "hf", ""
     is_lock_step = True
 
     def __init__(self, *, end_id: int, pad_id: int, max_batch_size: int = 256) -> None:
+        check_at_least(1, "engine", max_batch_size=max_batch_size)
         self.model: Any = None
         self.end_id, self.pad_id, self.max_batch_size = end_id, pad_id, max_batch_size
         self.version = 0
@@ -118,6 +122,10 @@ class HfEngine:
 
     def _flush(self) -> None:
         self._waiting = [request for request in self._waiting if not request.answer.done()]  # others were cancelled
+        with _told(self._waiting):
+            self._answer_due()
+
+    def _answer_due(self) -> None:
         batch = sorted(self._due(), key=lambda request: request.sampling.key or ())
         self._waiting = [request for request in self._waiting if request not in batch]
         for begin in range(0, len(batch), self.max_batch_size):
@@ -137,13 +145,9 @@ class HfEngine:
         return [] if is_missing and not is_late else due
 
     def _answer(self, batch: list[Request]) -> None:
-        try:
+        with _told(batch):
             for request, generation in zip(batch, self._generate(batch), strict=True):
                 request.answer.set_result(generation)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the episodes that wait must hear of it
-            for request in batch:
-                if not request.answer.done():
-                    request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
 
     def _generate(self, batch: list[Request]) -> list[Generation]:
         with generating(self.model):
@@ -177,6 +181,17 @@ class HfEngine:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         return ids.to(device), mask.to(device)
+
+
+@contextmanager
+def _told(requests: Sequence[Request]) -> Iterator[None]:
+    """Have requests fail with what is raised, since nobody hears what a callback raises."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it was, the episodes that wait must hear of it
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(EngineError(f"hf engine: {type(error).__name__}: {error}"))
 
 
 class Rows:
@@ -221,7 +236,7 @@ class Rows:
     def _append(self, row: int, token: int, logprob: float) -> None:
         self.token_ids[row].append(token)
         self.logprobs[row].append(logprob)
-        if token == self.end_id or len(self.token_ids[row]) == self.samplings[row].max_new_tokens:
+        if token == self.end_id or len(self.token_ids[row]) >= self.samplings[row].max_new_tokens:
             self.unfinished.discard(row)
 
     def _coin(self, row: int) -> float:

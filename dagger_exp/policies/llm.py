@@ -89,7 +89,10 @@ class ModelTeacher(LanguagePolicy):
         """Return the action; raises `AnswerError`, or `ContextError` where the conversation is too long for it."""
         prompt_ids = self.chat.open(normalized(state.messages, self.scaffold)).prompt_ids
         if len(prompt_ids) + self.max_new_tokens > self.max_context_tokens:
-            raise ContextError(f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}.")
+            raise ContextError(
+                f"{self.id} reads {self.max_context_tokens} tokens; the prompt has {len(prompt_ids)}, and the answer "
+                f"may have {self.max_new_tokens}: raise teacher.max_context_tokens or lower teacher.max_new_tokens."
+            )
         own = state.key._replace(task_id=f"{self.id} {state.key.task_id}")  # the student draws from the task's
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, own)
         generation = await self.engine.generate(prompt_ids, sampling)

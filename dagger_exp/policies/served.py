@@ -11,7 +11,7 @@ from typing import Any
 
 from dagger_exp.engines.endpoint import Endpoint, MissingError
 from dagger_exp.engines.prompt_logprobs import score_at, usage_of
-from dagger_exp.errors import ConfigError, PolicyError
+from dagger_exp.errors import ConfigError, PolicyError, check_at_least
 from dagger_exp.policies.llm import AnswerError, normalized, thought_apart, whole
 from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall
@@ -33,6 +33,9 @@ class ServedPolicy:
         tool_call_parser: of vLLM, with which a server of this model has to be started where there are tools.
         request: more of the request's body, as a provider takes it; null leaves out what is there by default.
         id: name under which the policy is recorded; None is the model's.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     reads_env = False
@@ -53,6 +56,10 @@ class ServedPolicy:
         request: Mapping[str, Any] | None = None,
         id: str | None = None,
     ) -> None:
+        check_at_least(1, "teacher", max_new_tokens=max_new_tokens, max_context_tokens=max_context_tokens)
+        check_at_least(0, "teacher", temperature=temperature)
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"teacher.top_p is {top_p}; it must be above 0 and at most 1.")
         self.endpoint, self.model, self.keep_reasoning = endpoint, model, keep_reasoning
         self.tokenizer, self.scaffold, self.tool_call_parser = tokenizer, scaffold, tool_call_parser
         self.max_context_tokens, self.max_new_tokens = max_context_tokens, max_new_tokens
@@ -86,12 +93,13 @@ class ServedPolicy:
             choice = answer["choices"][0]
             [message] = normalized([_message(choice["message"])], self.scaffold)
             message = thought_apart(message, self.scaffold)
+            finish_reason = _text(choice.get("finish_reason")) or "stop"
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             said = f"{self.endpoint.address} answers in a form that is not understood: {error!r}"
             raise AnswerError(said, usage) from error
         response = Response(
             message=message if self.keep_reasoning or not message.reasoning else replace(message, reasoning=""),
-            finish_reason=choice.get("finish_reason") or "stop",
+            finish_reason=finish_reason,
             usage=usage,
         )
         return whole(response, self.id)
@@ -197,7 +205,14 @@ def _message(row: Mapping[str, Any]) -> Message:
     calls = [call["function"] for call in row.get("tool_calls") or []]
     return Message(
         "assistant",
-        (row.get("content") or "").strip(),
-        reasoning=row.get("reasoning") or row.get("reasoning_content") or "",
-        tool_calls=tuple(ToolCall(call["name"], call.get("arguments") or "{}") for call in calls),
+        _text(row.get("content")).strip(),
+        reasoning=_text(row.get("reasoning")) or _text(row.get("reasoning_content")),
+        tool_calls=tuple(ToolCall(_text(call["name"]), _text(call.get("arguments")) or "{}") for call in calls),
     )
+
+
+def _text(value: str | None) -> str:
+    """Return a part of an answer, nothing for null; raises `TypeError` where it is no text."""
+    if not isinstance(value, str | None):
+        raise TypeError(f"{value!r} is no text")
+    return value or ""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ MAX_FAILURE_RATE = 0.5
 """A round in which more episodes than this fail for reasons of infrastructure is given up."""
 PATIENCE = 100
 """Episodes after which a collection that has nothing but failures, or no label at all, is given up."""
+MEND_OF_CONTEXT = "raise student.max_context_tokens, or lower rollout.max_new_tokens or teacher.max_new_tokens"
+"""Where episodes end because the student cannot read on, or cannot read what the teacher says."""
 
 OnEpisode = Callable[[Episode], None]
 
@@ -125,11 +129,13 @@ class Collector:
         finally:
             self.runner.budget.save()  # what an interruption loses has been paid for
         rows = self.store.rows(round_index, full)
-        self._check_any(round_index, [summarize(of_episode) for of_episode in rows], goal)
+        summaries = [summarize(of_episode) for of_episode in rows]
+        self._check_any(round_index, summaries, goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]
         _check_failures(round_index, episodes)
         counts = {"round/collect_s": time.monotonic() - begin, **self.runner.budget.metrics()}
         self.store.close_round(round_index, rows, rollout_metrics(episodes) | counts)
+        self._warn_of_short(round_index, summaries, goal)
         return episodes
 
     def _discard_failures(self, round_index: int) -> None:
@@ -152,12 +158,24 @@ class Collector:
         """Refuse a round that a budget or a deadline ended before it had anything."""
         is_full = goal.size(dict(enumerate(done))) is not None
         if not is_full and not any(map(goal.counts, done)):
-            spent = self.runner.budget.spent
-            limit = f"teacher_budget.{spent} was spent" if spent else "rollout.round_timeout_s was over"
             raise DataError(
-                f"{limit} before an episode of round {round_index} was of use: raise it or lower rollout.concurrency; "
-                "the same command with hydra.run.dir=FOLDER goes on there."
+                f"{self._limit()}, and no episode of round {round_index} is of use: raise it or lower "
+                "rollout.concurrency; the same command with hydra.run.dir=FOLDER goes on there."
             )
+
+    def _warn_of_short(self, round_index: int, done: Sequence[EpisodeSummary], goal: Goal) -> None:
+        """Say that a round was closed with less than was asked for."""
+        if lack := goal.lack(done):
+            is_cut = goal.size(dict(enumerate(done))) is None or any(one.stop_reason in LAST_WORDS for one in done)
+            why = self._limit() if is_cut else "see failures.csv"
+            sentence = f"round {round_index} was closed with {lack}: {why}."
+            logging.getLogger(__name__).warning(sentence)
+            self.runner.watchdog.say(sentence)
+
+    def _limit(self) -> str:
+        """Return what has ended a round early."""
+        spent = self.runner.budget.spent
+        return f"teacher_budget.{spent} is spent" if spent else "rollout.round_timeout_s is over"
 
     async def _play(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         play = self._collect_batches if self.runner.student.engine.is_lock_step else self._collect_stream
@@ -253,8 +271,10 @@ def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:
     if failed > MAX_FAILURE_RATE * len(done) and last.error:
         raise DataError(f"{failed} of {len(done)} episodes failed; the last error was: {last.error}")
     if goal.num_labels is not None and not any(map(goal.labels, done.values())):
+        reason, count = Counter(summary.stop_reason for summary in done.values()).most_common(1)[0]
+        mend = MEND_OF_CONTEXT if reason is StopReason.CONTEXT else "choose another labeler, mixing or filter.keep"
         raise DataError(
-            f"{len(done)} episodes hold no label that is trained on; choose another labeler, mixing or filter.keep."
+            f"{len(done)} episodes, {count} of them ended as {reason}, hold no label that is trained on; {mend}."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dagger_exp.store.view import EpisodeSummary
@@ -41,6 +41,16 @@ class Goal:
         """Return what an episode gives to the round: its labels, or itself."""
         is_label = self.num_labels is not None
         return self.labels(summary) if is_label else int(not summary.stop_reason.is_infrastructure)
+
+    def lack(self, done: Sequence[EpisodeSummary]) -> str:
+        """Return in words what a round has that is closed with these episodes, and nothing where that is enough."""
+        is_label = self.num_labels is not None
+        got, wanted = sum(map(self.counts, done)), self.num_labels or self.num_episodes or 0
+        if got >= wanted:
+            return ""
+        held = sum(summary.num_labels for summary in done) if is_label else len(done)
+        rest = f", and {held - got} not trained on" if held > got else ""
+        return f"{got} of {wanted} {'labels' if is_label else 'episodes'}{rest}"
 
     def wants(self, episode_index: int, done: Done) -> bool:
         """Return whether this episode may be needed, those before it being done or played.

@@ -130,8 +130,9 @@ class Store(StoreView):
         """Compact the first episodes into one Parquet file; return the manifest that closes the round.
 
         The manifest has `schema_version run_id round_index num_episodes num_turns num_labels num_dropped
-        stop_reasons sha256 counts`; `num_dropped` are committed episodes of a higher index, which the round
-        does not keep. A round that is closed already stays as it is.
+        stop_reasons sha256 counts`. Its own numbers are of all that the file holds, failures of infrastructure
+        included, which most of `counts` leave out (see `rollout_metrics`); `num_dropped` are committed episodes of
+        a higher index, which the round does not keep. A round that is closed already stays as it is.
 
         Args:
             round_index: the round.

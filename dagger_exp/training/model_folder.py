@@ -34,8 +34,12 @@ class ModelFolder:
     checkpoint: Path | None = None
 
     @classmethod
-    def at(cls, path: str) -> ModelFolder:
+    def at(cls, path: str, key: str = "student.init or student.path") -> ModelFolder:
         """Return what is at a path: a model folder, a run, or `RUN/checkpoints/last.ckpt`; else it is a hub name.
+
+        Args:
+            path: as it was typed.
+            key: that it was typed for.
 
         Raises:
             ConfigError: it is a path and nothing is there.
@@ -43,9 +47,7 @@ class ModelFolder:
         given = Path(path)
         is_folder = path.startswith(("/", ".", "~")) or path.count("/") > 1  # the hub's names are OWNER/NAME
         if is_folder and not given.exists():
-            raise ConfigError(
-                f"student.init or student.path is {path}, which is not there; give a run or a model folder."
-            )
+            raise ConfigError(f"{key} is {path}, which is not there; give a run or a model folder.")
         folder = given.parent.parent if given.suffix == ".ckpt" else given
         folder = folder / "student" if (folder / "student").is_dir() else folder
         return cls(str(folder) if folder.exists() else path, given if given.suffix == ".ckpt" else None)
@@ -94,15 +96,15 @@ class ModelFolder:
 
 
 @contextmanager
-def loaded_from(path: str) -> Iterator[None]:
-    """Turn what libraries say of a folder that they cannot load into a `ConfigError`."""
+def loaded_from(path: str, key: str) -> Iterator[None]:
+    """Turn what libraries say of a folder that they cannot load into a `ConfigError` that names the key."""
     try:
         yield
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         said = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"no student could be loaded from {path}: {said}; restore the folder, or give a checkpoints/last.ckpt."
-        ) from error
+        by_name = f"download it first, as hf download {path} does, or give a folder"
+        mend = "restore the folder, or give a checkpoints/last.ckpt" if Path(path).exists() else by_name
+        raise ConfigError(f"{key} is {path}, of which no model could be loaded: {said}; {mend}.") from error
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -173,7 +173,6 @@ class RoundCallback(lightning.Callback):
                 round_index, num_labels=budget, num_episodes=self.num_episodes, on_episode=self._watch_collecting
             )
             self.record.log_samples(round_index, episodes, self._steps_until(round_index))
-            self._warn_of_short(round_index, total, episodes)
         reader = self.store.read(round_index)  # also of a round that was closed before a kill
         failed = [index for index, reason in enumerate(reader.stop_reasons) if reason.is_infrastructure]
         self.record.failures("collect", round_index, reader.episodes(failed))
@@ -266,15 +265,6 @@ class RoundCallback(lightning.Callback):
     def _is_over(self, row: dict[str, float]) -> bool:
         success = row.get("eval/success_rate", 0.0)
         return self.stop_at_success is not None and success >= self.stop_at_success
-
-    def _warn_of_short(self, round_index: int, wanted: int, episodes: Sequence[Episode]) -> None:
-        """Say that a round was closed before it was full."""
-        got = len(episodes) if self.num_labels is None else sum(episode.num_labels for episode in episodes)
-        if got < wanted:
-            unit = "episodes" if self.num_labels is None else "labels"
-            why = self.collector.runner.budget.spent
-            said = f"teacher_budget.{why} is spent" if why else "rollout.round_timeout_s is over"
-            self.progress.warn(f"round {round_index} was closed with {got} of {wanted} {unit}: {said}.")
 
     def _warn(self, row: dict[str, float]) -> None:
         if row["round"] == 0 and not row.get("round/loss", 0.0) <= POISONED_LOSS:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dagger_exp.chat import Chat
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, check_at_least
 from dagger_exp.store.files import write_json
+from dagger_exp.training.lora import Lora, adapted
 from dagger_exp.training.model_folder import BASE, CHAT_OPTIONS, ModelFolder, loaded_from
 from dagger_exp.training.tokenizers import END, PAD, SPECIAL, byte_tokenizer, word_tokenizer
 
-FINETUNINGS = ("full", "lora")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +92,6 @@ class Student:
         write_json(folder / CHAT_OPTIONS, dict(self.chat_options or {}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """An adapter of low rank (Hu et al., 2021).
-
-    Args:
-        rank: of the adapter's matrices.
-        alpha: the adapter's output is scaled by `alpha / rank`.
-        dropout: on the adapter's input.
-        target_modules: names of the layers that get one, or `all-linear`.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: str | Sequence[str] = "all-linear"
-
-    def around(self, model: Any) -> PeftModel:
-        """Return the model with a fresh adapter, which is what is trained of it."""
-        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
-        settings = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, settings)
-
-
 def from_scratch(
     *,
     vocabulary: Sequence[str],
@@ -138,7 +111,7 @@ def from_scratch(
     Args:
         vocabulary: words of the world; used by the `words` tokenizer only.
         tokenizer: `words` (one token a word, for worlds with a closed vocabulary) or `bytes` (free text).
-        hidden_size: width, divisible by `num_heads`.
+        hidden_size: width, divisible by twice `num_heads`.
         num_layers: decoder layers.
         num_heads: attention heads, each with its own keys.
         intermediate_size: width inside the feed-forward blocks.
@@ -149,17 +122,46 @@ def from_scratch(
         lora: the adapter.
 
     Raises:
-        ConfigError: unknown tokenizer, a world without a closed vocabulary for `words`, or no student in `init`.
+        ConfigError: unknown tokenizer, a world without a closed vocabulary for `words`, no student in `init`, or a size
+            that no model has.
     """
     if init is not None:
-        return from_folder(
-            path=init, max_context_tokens=max_context_tokens, finetuning=finetuning, lora=lora, seed=seed
+        return load(
+            "student.init",
+            path=init,
+            max_context_tokens=max_context_tokens,
+            finetuning=finetuning,
+            lora=lora,
+            seed=seed,
         )
+    _check_sizes(hidden_size, num_layers, num_heads, intermediate_size)
     fast = _small_tokenizer(tokenizer, vocabulary)
     config = _small_config(len(fast), hidden_size, num_layers, num_heads, intermediate_size, max_context_tokens)
+    with _seeded(seed):
+        return Student(adapted(Qwen3ForCausalLM(config), finetuning, lora), fast, max_context_tokens)
+
+
+def _check_sizes(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int) -> None:
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
+    check_at_least(1, "student", **sizes, intermediate_size=intermediate_size)
+    if hidden_size % (2 * num_heads):  # places turn each head's numbers in pairs
+        raise ConfigError(
+            f"student.hidden_size is {hidden_size}; it must be divisible by twice student.num_heads, {2 * num_heads}."
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from this seed, and leave the draws of everybody else as they were.
+
+    Raises:
+        ConfigError: torch takes no such number.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; it must have 18 digits at most.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Student(_adapted(Qwen3ForCausalLM(config), finetuning, lora), fast, max_context_tokens)
+        yield
 
 
 def _small_config(
@@ -179,12 +181,6 @@ def _small_config(
         eos_token_id=SPECIAL.index(END),
         bos_token_id=None,
     )
-
-
-def _adapted(model: Any, finetuning: str, lora: Lora | None) -> Any:
-    if finetuning not in FINETUNINGS:
-        raise ConfigError(f"student.finetuning is {finetuning!r}; choose one of {', '.join(FINETUNINGS)}.")
-    return (lora or Lora()).around(model) if finetuning == "lora" else model
 
 
 def _small_tokenizer(kind: str, vocabulary: Sequence[str]) -> Any:
@@ -219,22 +215,46 @@ def from_folder(
     Raises:
         ConfigError: there is none, or its model has no embedding of some token or place.
     """
-    folder = ModelFolder.at(path)
-    with loaded_from(path):
-        tokenizer, chat_options = folder.tokenizer(), chat_options or folder.chat_options()
-        if folder.has_adapter:
-            model = folder.with_adapter(dtype)
-            _check_fit(path, model, tokenizer, max_context_tokens)
-            return Student(model, tokenizer, max_context_tokens, folder.base, chat_options)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = _adapted(folder.whole(dtype), finetuning, lora)
-    _check_fit(path, model, tokenizer, max_context_tokens)
-    source = None if folder.checkpoint else folder.source
+    return load(
+        "student.path",
+        path=path,
+        max_context_tokens=max_context_tokens,
+        finetuning=finetuning,
+        lora=lora,
+        dtype=dtype,
+        chat_options=chat_options,
+        seed=seed,
+    )
+
+
+def load(
+    key: str,
+    *,
+    path: str,
+    max_context_tokens: int,
+    finetuning: str = "full",
+    lora: Lora | None = None,
+    dtype: str = "float32",
+    chat_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Student:
+    """Return what `from_folder` does; what is refused names `key`, under which the path was typed."""
+    group = key.partition(".")[0]
+    if dtype not in DTYPES:
+        raise ConfigError(f"{group}.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    folder = ModelFolder.at(path, key)
+    with _seeded(seed):
+        with loaded_from(path, key):
+            tokenizer, chat_options = folder.tokenizer(), chat_options or folder.chat_options()
+            model = folder.with_adapter(dtype) if folder.has_adapter else folder.whole(dtype)
+        if not folder.has_adapter:
+            model = adapted(model, finetuning, lora)
+    _check_fit(path, group, model, tokenizer, max_context_tokens)
+    source = folder.base if folder.has_adapter else None if folder.checkpoint else folder.source
     return Student(model, tokenizer, max_context_tokens, source, chat_options)
 
 
-def _check_fit(path: str, model: Any, tokenizer: Any, max_context_tokens: int) -> None:
+def _check_fit(path: str, group: str, model: Any, tokenizer: Any, max_context_tokens: int) -> None:
     """Refuse what would fail in the midst of a round: tokens and places that the model has no embedding of."""
     highest, num_rows = max(tokenizer.get_vocab().values()), len(model.get_input_embeddings().weight)
     if highest >= num_rows:
@@ -247,5 +267,5 @@ def _check_fit(path: str, model: Any, tokenizer: Any, max_context_tokens: int) -
     if not is_rotary and num_places is not None and max_context_tokens > num_places:
         raise ConfigError(
             f"{path} reads {num_places} tokens, but max_context_tokens is {max_context_tokens}: lower "
-            "student.max_context_tokens, or teacher.max_context_tokens of a teacher."
+            f"{group}.max_context_tokens."
         )

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoTokenizer
 
 from dagger_exp.engines.hf import HfEngine
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, check_at_least
 from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.protocols import Policy, Scaffold
-from dagger_exp.training.student import Student, from_folder
+from dagger_exp.training.student import Student, load
 
 
 def from_model(
@@ -45,10 +45,16 @@ def from_model(
         id: name under which it is recorded; None is its path.
 
     Raises:
-        ConfigError: no model could be loaded, there is no such device, or the template shows no tools of the scaffold.
+        ConfigError: a value is out of its range, no model could be loaded, there is no such device, or the template
+            shows no tools of the scaffold.
     """
+    lengths = {"max_new_tokens": max_new_tokens, "max_context_tokens": max_context_tokens}
+    check_at_least(1, "teacher", **lengths, max_batch_size=max_batch_size)
+    check_at_least(0, "teacher", temperature=temperature)
     _check_device(device)
-    model = from_folder(path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options)
+    model = load(
+        "teacher.path", path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options
+    )
     model = replace(model, tools=scaffold.tools if scaffold else ())
     chat = model.chat
     engine = HfEngine(end_id=chat.end_id, pad_id=model.tokenizer.pad_token_id, max_batch_size=max_batch_size)
@@ -70,7 +76,14 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for no such name and for no such device
         said = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"teacher.device={device} cannot be had here ({said}): choose cpu or cuda.") from error
+        raise ConfigError(f"teacher.device={device} cannot be had here ({said}): choose {_devices()}.") from error
+
+
+def _devices() -> str:
+    """Return what this machine has, in words."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    others = [f"{found.type}:{index}" for index in range(torch.accelerator.device_count())] if found else []
+    return f"one of cpu, {', '.join(others)}" if others else "cpu, since this machine has no other"
 
 
 def check_vocabularies(student: Student, teacher: Policy) -> None:

@@ -141,6 +141,18 @@ def test_a_student_is_evaluated_and_its_store_grows(run: tuple[Path, str, str], 
     assert versions == {2}
 
 
+def test_fewer_held_out_tasks_than_were_asked_for_are_said(
+    run: tuple[Path, str, str], call: Call, tmp_path: Path
+) -> None:
+    few = ("evaluation.tasks=5", "+env.num_heldout_tasks=3")
+    said = "warning: evaluation.tasks is 5, but the env has 3 held-out tasks: all of them.\n"
+    answer = call("evaluate", f"student.init={run[0]}", *few, f"hydra.run.dir={tmp_path}/evaluation")
+    assert answer.code == 0, answer.err
+    assert said in answer.out
+    answer = call("train", *QUICK, *few, "rounds.num_rounds=1", f"hydra.run.dir={tmp_path}/run")
+    assert said in answer.out
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 def test_an_evaluation_refuses_a_bundle_and_a_gpu_that_is_not_there(
     run: tuple[Path, str, str], call: Call, tmp_path: Path

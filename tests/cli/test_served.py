@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,29 @@ def test_what_the_teacher_costs_is_in_every_row(call: Call, tmp_path: Path, monk
         assert row["rollout/num_teacher_prompt_tokens"] + row["rollout/num_teacher_response_tokens"] >= 400
         assert row["rollout/teacher_cost"] == row["rollout/num_teacher_response_tokens"]
         assert 0 < row["rollout/num_labels"] < 30
+
+
+@pytest.mark.parametrize(
+    ("command", "goal", "words"),
+    [
+        ("train", ("rounds.labels=60", "rounds.steps=2"), r"8 of 60 labels, and \d"),
+        ("collect", ("rounds.labels=60",), r"8 of 60 labels, and \d"),
+        ("collect", ("rounds.labels=null", "rounds.tasks=20"), "2 of 20 episodes, and 2"),
+    ],
+)
+def test_a_round_that_the_budget_ends_says_what_it_has(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, goal: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Provider()) as address:
+        answer = call(
+            command, *QUICK, *openai(address), *goal, "rounds.num_rounds=1", "env.max_turns=4", "rollout.concurrency=2",
+            "teacher_budget.tokens_per_round=400", f"hydra.run.dir={tmp_path}/run",
+        )  # fmt: skip
+    assert answer.code == 0, answer.err
+    said = rf"round 0 was closed with {words} not trained on: teacher_budget\.tokens_per_round is spent\.\n"
+    assert len(re.findall(f"warning: {said}", answer.out)) == 1
+    assert re.search(said, (tmp_path / "run/train.log").read_text())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dagger_exp.engines.hf import HfEngine
-from dagger_exp.errors import EngineError, EnvError
+from dagger_exp.errors import ConfigError, EngineError, EnvError
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.student import from_scratch
 from dagger_exp.types import Key
@@ -262,6 +262,23 @@ def test_a_failure_reaches_everybody_who_waits_and_nobody_after(engine: HfEngine
     assert len(failed) == 9
     assert all(isinstance(failure, EngineError) and "hf engine: IndexError" in str(failure) for failure in failed)
     assert all(answer.token_ids for answer in answers(engine, good))
+
+
+@pytest.mark.parametrize("max_batch_size", [0, -1])
+def test_a_batch_of_nobody_is_refused(max_batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"engine\.max_batch_size is {max_batch_size}; it must be at least 1"):
+        HfEngine(end_id=END, pad_id=PAD, max_batch_size=max_batch_size)
+
+
+def test_a_batch_that_cannot_be_put_together_fails_and_leaves_nobody_waiting(engine: HfEngine) -> None:
+    unordered = [(PROMPTS[0], Sampling(3, key=Key(0, 0, task, 0))) for task in ("t", 7)]  # pyright: ignore[reportArgumentType] - the mistake
+    failed = failures(engine, unordered)
+    assert all("hf engine: TypeError" in str(failure) for failure in failed)
+    assert answers(engine, unordered[:1])[0].token_ids
+
+
+def test_a_response_that_may_have_no_token_ends(engine: HfEngine) -> None:
+    assert [len(answer.token_ids) for answer in answers(engine, [(PROMPTS[0], sampled(0, 0))])] == [1]
 
 
 def test_sampling_without_a_key_and_an_engine_without_weights_are_refused(engine: HfEngine) -> None:

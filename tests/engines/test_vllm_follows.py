@@ -193,11 +193,11 @@ def test_no_answer_of_the_first_weights_counts_where_the_one_that_restores_them_
         found = engine(own, tmp_path, address)
         found.load_weights(1, moved(own))
         server.restart()
-        send_again = found.way.send_again
+        send_again, answers = found.way.send_again, server.answers
         cut = list[asyncio.Task[Any] | None]()
 
         def refuse(body: dict[str, Any]) -> dict[str, Any]:
-            server.answers.pop("/reset_prefix_cache")
+            answers.pop("/reset_prefix_cache")
             raise web.HTTPBadRequest(text="busy")
 
         async def cut_once(endpoint: Endpoint) -> None:
@@ -209,7 +209,7 @@ def test_no_answer_of_the_first_weights_counts_where_the_one_that_restores_them_
         if how == "cancelled":
             found.way.send_again = cut_once  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            server.answers["/reset_prefix_cache"] = refuse
+            answers["/reset_prefix_cache"] = refuse
 
         async def generate() -> list[Generation | BaseException]:
             async with found.connected():
@@ -219,9 +219,9 @@ def test_no_answer_of_the_first_weights_counts_where_the_one_that_restores_them_
                 )
                 return await asyncio.gather(*asked, return_exceptions=True)
 
-        answers = asyncio.run(generate())
-        assert sum(isinstance(answer, BaseException) for answer in answers) == 1
-        for ids, answer in zip(PROMPTS, answers, strict=True):
+        got = asyncio.run(generate())
+        assert sum(isinstance(answer, BaseException) for answer in got) == 1
+        for ids, answer in zip(PROMPTS, got, strict=True):
             if isinstance(answer, Generation):
                 assert answer.logprobs[0] == pytest.approx(score(own.model, ids).logprobs[-1], abs=1e-4)
 

@@ -13,6 +13,7 @@ from dagger_exp.chat import Chat
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
+from dagger_exp.errors import ContextError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy, ModelTeacher
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.student import from_scratch
@@ -102,3 +103,15 @@ def test_a_teacher_whose_answer_was_cut_or_says_nothing_gives_no_label() -> None
             assert refused.value.usage == usage
             seen.add(said.finish_reason)
     assert seen == {"whole", "length", "stop"}
+
+
+def test_a_conversation_that_leaves_no_room_for_an_answer_is_told_with_both_lengths() -> None:
+    num_tokens = len(CHAT.open(MESSAGES).prompt_ids)
+    teacher = ModelTeacher(
+        engine=policy().engine, chat=CHAT, max_new_tokens=20, max_context_tokens=num_tokens + 19, id="big"
+    )
+    said = (
+        rf"^big reads {num_tokens + 19} tokens; the prompt has {num_tokens}, and the answer may have 20: raise teacher"
+    )
+    with pytest.raises(ContextError, match=said):
+        act(teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -153,10 +154,36 @@ def test_an_answer_that_was_cut_is_no_label(answer: dict[str, Any]) -> None:
     assert refused.value.usage == Usage(7, 3)
 
 
-def test_an_answer_in_another_form_is_an_error_that_has_its_price() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tool_calls": [{"id": "a"}]},
+        {"tool_calls": [{"id": "a", "function": {"name": 5, "arguments": "{}"}}]},
+        {"tool_calls": [{"id": "a", "function": {"name": "run", "arguments": {"command": "ls"}}}]},
+        {"content": 5},
+        {"reasoning": ["hm"]},
+        {"finish_reason": 5},
+    ],
+)
+def test_an_answer_in_another_form_is_an_error_that_has_its_price(other: dict[str, Any]) -> None:
     with pytest.raises(AnswerError, match="not understood") as refused:
-        answered({"content": "ls", "tool_calls": [{"id": "a"}]})
+        answered({"content": "ls"} | other)
     assert refused.value.usage == Usage(7, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("max_new_tokens", [0, -1], "at least 1"),
+        ("max_context_tokens", [0, -1], "at least 1"),
+        ("temperature", [-0.5, math.nan], "at least 0"),
+        ("top_p", [0.0, 1.5, math.nan], "above 0 and at most 1"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(name: str, values: list[float], wanted: str) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^teacher\.{name} is {value}; it must be {wanted}\.$"):
+            ServedPolicy(endpoint=Endpoint(address="http://host:1"), **{name: value})  # pyright: ignore[reportArgumentType] - of several types
 
 
 @pytest.mark.parametrize("answer", [[], {"choices": []}, {"choices": ["a"]}, {"choices": [], "usage": [1]}])

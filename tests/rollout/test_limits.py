@@ -190,7 +190,7 @@ def test_a_resume_remembers_what_failures_have_cost(tmp_path: Path) -> None:
         with pytest.raises(Killed):
             collect(Slow(hangs_at=lambda key: key.turn_index == 1))
     healthy = Slow()
-    with pytest.raises(DataError, match=r"teacher_budget\.tokens_per_round was spent before an episode"):
+    with pytest.raises(DataError, match=r"teacher_budget\.tokens_per_round is spent, and no episode of round 0"):
         collect(healthy)
     assert not healthy.asked
     assert not (tmp_path / "000" / "manifest.json").exists()
@@ -248,6 +248,43 @@ def test_the_teacher_is_not_asked_beyond_its_budget(tmp_path: Path, limit: dict[
     metrics = Store.open(tmp_path).manifest(0)["counts"]
     spent = metrics["rollout/num_teacher_prompt_tokens"], metrics["rollout/num_teacher_response_tokens"]
     assert spent == (8 * num_queries, 2 * num_queries)
+
+
+@pytest.mark.parametrize("goal", [{"num_labels": 60}, {"num_episodes": 20}])
+def test_a_round_that_is_short_says_what_is_of_use_and_what_is_not(tmp_path: Path, goal: dict[str, int]) -> None:
+    said: list[str] = []
+    watchdog, budget = Watchdog(say=said.append), TeacherBudget(tokens_per_round=100)
+    episodes = collected(runner(Slow(), budget=budget, watchdog=watchdog), tmp_path, **goal)
+    held = [(not one.stop_reason.is_infrastructure, one.num_labels if "num_labels" in goal else 1) for one in episodes]
+    got, rest = (sum(number for is_whole, number in held if is_whole is of_use) for of_use in (True, False))
+    assert got > 0 < rest
+    [(name, wanted)] = goal.items()
+    unit = name.removeprefix("num_")
+    words = f"{got} of {wanted} {unit}, and {rest} not trained on: teacher_budget.tokens_per_round is spent."
+    assert said == [f"round 0 was closed with {words}"]
+
+
+def test_a_round_says_which_limit_or_file_tells_why_it_is_short_and_nothing_where_it_is_full(tmp_path: Path) -> None:
+    def said_of(folder: str, teacher: Slow, **settings: Any) -> list[str]:
+        said: list[str] = []
+        played = runner(teacher, watchdog=Watchdog(say=said.append), turn_timeout_s=settings.pop("turn_s", 60.0))
+        collected(played, tmp_path / folder, num_episodes=3, **settings)
+        return said
+
+    hanging, begin = Slow(hangs_at=lambda key: key.episode_index == 1), "round 0 was closed with 2 of 3 episodes, and 1"
+    assert said_of("full", Slow()) == []
+    assert said_of("failed", hanging, turn_s=0.5) == [f"{begin} not trained on: see failures.csv."]
+    cut = said_of("cut", hanging, round_timeout_s=ROUND_S)
+    assert cut == [f"{begin} not trained on: rollout.round_timeout_s is over."]
+
+
+def test_a_teacher_that_says_more_than_the_student_reads_is_named_as_the_reason(tmp_path: Path) -> None:
+    class Talks(Slow):
+        async def act(self, state: State, env: Env) -> Response:
+            return Response(Message("assistant", "test " * 1000))
+
+    with pytest.raises(DataError, match="100 of them ended as context, hold no label that is trained on; raise "):
+        collected(runner(Talks()), tmp_path, num_labels=1)
 
 
 def test_a_budget_of_the_run_is_counted_over_its_rounds_and_refuses_the_next(tmp_path: Path) -> None:
@@ -324,19 +361,34 @@ def test_scoring_is_spent_and_ends_with_the_budget(tmp_path: Path) -> None:
 
 
 def test_long_observations_lose_their_middle_and_it_is_recorded(tmp_path: Path) -> None:
-    [episode] = collected(runner(Slow(), max_observation_chars=4), tmp_path, num_episodes=1)
+    class Tells(RepoRepair):
+        def make(self, task: Task) -> Any:
+            env = super().make(task)
+            env.bugs = [replace(bug, symptom="s" * 40) for bug in env.bugs]
+            return env
+
+    played = runner(Slow(), world=Tells(max_turns=3), max_observation_chars=4)
+    [episode] = collected(played, tmp_path, num_episodes=1)
     first, later = episode.turns[0], episode.turns[1]
     assert first.num_cut_chars == 0  # the task is never cut
-    assert later.num_cut_chars == len("fail s10") - 4 or later.num_cut_chars == len("fail s1") - 4
+    assert later.num_cut_chars == len("fail " + "s" * 40) - 4
     assert f"[{later.num_cut_chars} characters left out]" in later.observation
     assert rollout_metrics([episode])["rollout/cut_rate"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("text", "kept"), [("abcdefghij", ("abc", "ij")), ("abcdef", ("abc", "ef"))])
-def test_head_and_tail_are_kept(text: str, kept: tuple[str, str]) -> None:
+@pytest.mark.parametrize("length", [50, 51])
+def test_head_and_tail_are_kept(length: int) -> None:
+    text = f"abc{'-' * (length - 5)}yz"
     cut, num_cut = cut_middle(text, 5)
-    assert (cut.startswith(kept[0]), cut.endswith(kept[1]), num_cut) == (True, True, len(text) - 5)
-    assert cut_middle(text, len(text)) == cut_middle(text, None) == (text, 0)
+    assert (cut.startswith("abc\n"), cut.endswith("\nyz"), num_cut) == (True, True, length - 5)
+    assert cut_middle(text, length) == cut_middle(text, None) == (text, 0)
+
+
+def test_no_cut_makes_an_observation_longer() -> None:
+    assert cut_middle("fail s6", 5) == ("fail s6", 0)
+    lengths = {length: len(cut_middle("x" * length, 5)[0]) for length in range(60)}
+    assert all(cut <= length for length, cut in lengths.items())
+    assert max(lengths.values()) < 40, "and none leaves it much longer than the limit"
 
 
 def test_what_hangs_is_named_with_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,3 +131,24 @@ def test_an_adapter_is_put_on_a_model_from_a_folder(tmp_path: Path) -> None:
 def test_an_unknown_way_of_training_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"student\.finetuning is 'half'; choose one of full, lora"):
         student("half")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("rank", 0, r"rank is 0; it must be at least 1\."),
+        ("dropout", 2.0, r"dropout is 2\.0; it must be between 0 and 1\."),
+        ("dropout", math.nan, r"dropout is nan; it must be between 0 and 1\."),
+        (
+            "target_modules",
+            ["nope"],
+            r"target_modules is \['nope'\], on which .* takes no adapter; choose of down_proj, ",
+        ),
+        ("target_modules", "(", r"target_modules is \(, on which this model takes no adapter; choose of down_proj, "),
+        ("target_modules", ["q_proj", "norm"], r"target_modules is \['q_proj', 'norm'\], on which .*, or all-linear\."),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_told_by_its_key(tmp_path: Path, name: str, value: Any, said: str) -> None:
+    student("full").save(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^student\.lora\.{said}"):
+        from_folder(path=str(tmp_path), max_context_tokens=64, finetuning="lora", lora=Lora(**{name: value}))

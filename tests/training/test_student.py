@@ -119,8 +119,46 @@ def test_what_cannot_be_a_student_is_refused(tmp_path: Path) -> None:
         from_scratch(vocabulary=["a"], tokenizer="letters", **options)
     with pytest.raises(ConfigError, match="no closed vocabulary"):
         from_scratch(vocabulary=[], tokenizer="words", **options)
-    with pytest.raises(ConfigError, match="no student could be loaded"):
+    with pytest.raises(ConfigError, match=rf"^student\.path is {tmp_path}, of which no model could be loaded"):
         from_folder(path=str(tmp_path), max_context_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_layers": -1}, r"student\.num_layers is -1; it must be at least 1\."),
+        ({"num_heads": 0}, r"student\.num_heads is 0; it must be at least 1\."),
+        ({"hidden_size": 0}, r"student\.hidden_size is 0; it must be at least 1\."),
+        ({"hidden_size": -8}, r"student\.hidden_size is -8; it must be at least 1\."),
+        ({"hidden_size": 12}, r"student\.hidden_size is 12; it must be divisible by twice student\.num_heads, 8\."),
+        ({"intermediate_size": -8}, r"student\.intermediate_size is -8; it must be at least 1\."),
+        ({"seed": 10**20 - 1}, r"seed is 9{20}; it must have 18 digits at most\."),
+        ({"init": "/nowhere"}, r"student\.init is /nowhere, which is not there; give a run or a model folder\."),
+    ],
+)
+def test_a_size_or_a_seed_that_no_model_has_is_told_by_its_key(settings: dict[str, Any], said: str) -> None:
+    options: dict[str, Any] = TINY | {"vocabulary": (), "tokenizer": "bytes", "max_context_tokens": 64, "seed": 0}
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        from_scratch(**options | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"path": "no/model"},
+            r"student\.path is no/model, of which no model .*: .*; download it first, as hf download ",
+        ),
+        ({"path": "/nowhere"}, r"student\.path is /nowhere, which is not there; give a run or a model folder\.$"),
+        ({"dtype": "float99"}, r"student\.dtype is 'float99'; choose one of float32, bfloat16, float16, float64\.$"),
+        ({"seed": 10**20}, r"seed is 10{20}; it must have 18 digits at most\.$"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_by_the_key_with_its_mend(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        from_folder(**{"path": str(tmp_path), "max_context_tokens": 64} | settings)
 
 
 def test_a_damaged_student_is_named(tmp_path: Path) -> None:
@@ -129,7 +167,7 @@ def test_a_damaged_student_is_named(tmp_path: Path) -> None:
     student.save(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"no student could be loaded from .*; restore the folder"):
+    with pytest.raises(ConfigError, match=r"^student\.path is .*, of which no model could be loaded: .*; restore"):
         from_folder(path=str(tmp_path), max_context_tokens=64)
 
 

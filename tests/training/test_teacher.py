@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from dagger_exp.errors import ConfigError
@@ -45,10 +48,40 @@ def test_the_tools_of_the_scaffold_stand_in_its_prompt(folder: Path) -> None:
 
 @pytest.mark.parametrize("device", ["nope", "", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> None:
+    has_here = "one of cpu, .*:0" if torch.accelerator.is_available() else "cpu, since this machine has no other"
     with pytest.raises(
-        ConfigError, match=rf"^teacher\.device={device} cannot be had here \(.*\): choose cpu or cuda\.$"
+        ConfigError, match=rf"^teacher\.device={device} cannot be had here \(.*\): choose {has_here}\.$"
     ):
         from_model(path=str(folder), max_context_tokens=64, max_new_tokens=8, device=device)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("max_new_tokens", [0, -1], "at least 1"),
+        ("max_context_tokens", [0, -1], "at least 1"),
+        ("max_batch_size", [0, -1], "at least 1"),
+        ("temperature", [-0.5, math.nan], "at least 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(folder: Path, name: str, values: list[Any], wanted: str) -> None:
+    settings: dict[str, Any] = {"path": str(folder), "max_context_tokens": 64, "max_new_tokens": 8}
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^teacher\.{name} is {value}; it must be {wanted}\.$"):
+            from_model(**settings | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path": "/tmp/nothere"}, r"^teacher\.path is /tmp/nothere, which is not there; give a run or a model folder"),
+        ({"path": "no/model"}, r"^teacher\.path is no/model, of which .*; download it first, as hf download no/model "),
+        ({"dtype": "bf16"}, r"^teacher\.dtype is 'bf16'; choose one of float32, bfloat16, float16, float64\.$"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_by_the_teachers_own_keys(folder: Path, settings: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        from_model(**{"path": str(folder), "max_context_tokens": 64, "max_new_tokens": 8} | settings)
 
 
 def test_a_template_that_shows_no_tools_is_refused(folder: Path) -> None:
