@@ -58,8 +58,9 @@ class Run:
     evaluator: Evaluator
 
     def close(self) -> None:
-        """Free what the engine holds, as a server that was started for it."""
+        """Free what the engine holds, as a server that was started for it, and the store for other writers."""
         self.engine.close()
+        self.collector.store.release()
 
 
 def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | None = None) -> Run:

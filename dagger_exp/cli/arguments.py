@@ -49,7 +49,7 @@ def typed_folder(overrides: Sequence[str]) -> Path | None:
     """Return the run folder that was typed, None where a new one is made."""
     found = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if o.key_or_group == "hydra.run.dir"]
     value = found[-1].value() if found else None
-    return None if value is None else Path(getattr(value, "text", str(value))).expanduser().resolve()
+    return None if value is None else Path(getattr(value, "text", str(value))).resolve()
 
 
 def is_sweep(options: argparse.Namespace) -> bool:

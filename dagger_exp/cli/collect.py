@@ -85,6 +85,7 @@ def place(cfg: DictConfig, folder: Path) -> tuple[Path, str, int]:
         raise ConfigError(f"store={cfg.store} holds no rounds/; give the folder of a run.")
     store = Store.open(rounds)
     _check_store(cfg, Path(cfg.store))
+    Store(rounds, store.run_id).claim()  # or another one would take the same rounds for its own
     manifest = open_manifest(folder, cfg)
     if "first_round" not in manifest:  # a resume goes on with the same rounds
         manifest["first_round"] = store.next_round()

@@ -30,8 +30,10 @@ NOT_THE_RUN = ("paths", "logger", "sweep_name")
 SERVING = ("engine.addresses", "engine.server", "engine.endpoint", "teacher.endpoint", "rollout.watchdog_s")
 """Keys that say where something is served, not what comes out."""
 MAY_CHANGE = ("teacher_budget.", *(f"rollout.{name}" for name in ("turn_timeout_s", "episode_timeout_s")))
-MAY_CHANGE += ("rollout.round_timeout_s", "rollout.max_attempts")
+MAY_CHANGE += ("rollout.round_timeout_s", "rollout.max_attempts", "engine.probe_tolerance")
 """Keys that a run may go on with otherwise: when it gives up."""
+OF_EPISODES = ("env.", "scaffold.", "student.", "seed")
+"""Keys that say what episodes are of, when another command goes on with them."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
 
 
@@ -84,14 +86,18 @@ def check_same(folder: Path, cfg: DictConfig, command: str) -> None:
     Raises:
         ConfigError: it began with other choices, or by another command.
     """
-    if not ((folder / "manifest.json").exists() and (folder / ".hydra" / "config.yaml").exists()):
+    if not (folder / "manifest.json").exists():
         return
-    began = began_as(folder)
+    began, is_same = (found := began_as(folder)), found == f"dagger-{command}"
     mend = f"go on with: {began} resume={folder}, or choose another folder"
-    if f"dagger-{command}" not in (began, began.replace("collect", "train")):  # what was collected may be trained on
+    if not is_same and (began, command) != ("dagger-collect", "train"):  # what was collected may be trained on
         raise ConfigError(f"{folder} is a run of {began}: {mend}.")
-    theirs, ours = (dict(_flat(_that_counts(of))) for of in (load_checked(folder), cfg))
-    others = [key for key in ours if key in theirs and theirs[key] != ours[key] and not key.startswith(MAY_CHANGE)]
+    try:
+        theirs, ours = (dict(_flat(_that_counts(of))) for of in (load_checked(folder), cfg))
+    except ConfigError:  # what a kill has left of it, which is written again
+        return
+    keys = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+    others = [key for key in keys if not key.startswith(MAY_CHANGE) and (is_same or key.startswith(OF_EPISODES))]
     if others:
         said = ", ".join(f"{key}={theirs[key]}, not {ours[key]}" for key in others[:3])
         raise ConfigError(f"{folder} is a run with {said}{' and more' * (len(others) > 3)}: {mend}.")
@@ -110,10 +116,10 @@ def _that_counts(cfg: DictConfig) -> Any:
     """Return what of a config can change what comes out."""
     copy: Any = OmegaConf.create(OmegaConf.to_container(cfg))
     for name in NOT_THE_RUN:
-        copy.pop(name)
+        copy.pop(name, None)
     for name in SERVING:
         node, _, key = name.partition(".")
-        copy[node].pop(key, None)
+        copy.get(node, {}).pop(key, None)
     # Folders stand in other nodes by interpolation, as in env.cache_folder.
     copy.paths = {"output_folder": "", "cache_folder": ""}
     return OmegaConf.to_container(copy, resolve=True)

@@ -47,10 +47,13 @@ def status_within(told: Any) -> int | None:
     error = told.get("error") if isinstance(told, dict) and not told.get("choices") else None
     if not error:
         return None
-    code = error.get("code") if isinstance(error, dict) else None
-    if code is None:
-        return WITHOUT_CODE
-    return int(code) if str(code).isdecimal() else 400  # a word, which names a mistake in the request
+    code = str(error.get("code") if isinstance(error, dict) else None)
+    if code.isdecimal():
+        return int(code) if int(code) in range(400, 600) else WITHOUT_CODE
+    if "rate_limit" in code:
+        return 429
+    passes = ("None", "server", "overload", "timeout", "unavailable")
+    return WITHOUT_CODE if any(word in code for word in passes) else 400  # a mistake in the request
 
 
 def is_given_up(told: Any) -> bool:

@@ -7,6 +7,7 @@ again, a probe holds its log-probabilities against the trainer's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,7 @@ from dagger_exp.protocols import Generation, Sampling, Scores
 from dagger_exp.seeding import draw
 from dagger_exp.types import Key
 
+CONFIRM_TIMEOUT_S = 120.0
 AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """A model's own `generation_config` would change the distribution that is trained."""
 
@@ -126,11 +128,19 @@ class VllmEngine:
     async def confirm(self) -> None:
         """Look whether all servers still have the weights, so that what they have answered is of those.
 
+        One that does not answer holds up nobody: it is looked at again before it does.
+
         Raises:
             DriftError: one has others; an adapter's name says of which an answer is.
         """
         for endpoint in self.endpoints if self.probe.ids and self.name == BASE else ():
-            await self._restore(endpoint, is_asked=True)
+            try:
+                async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                    await self._restore(endpoint, is_asked=True)
+            except DriftError:
+                raise
+            except (EngineError, TimeoutError) as error:
+                logging.getLogger(__name__).warning("the weights of %s are not confirmed: %s", endpoint.address, error)
 
     def load_weights(self, version: int, weights: Any) -> None:
         """Serve these weights under this version.
@@ -256,9 +266,7 @@ class VllmEngine:
     async def _restore(self, endpoint: Endpoint, *, is_asked: bool = False) -> None:
         """Send the weights to a server again that was started again: it does not say so, and has its first ones.
 
-        Args:
-            endpoint: of the server.
-            is_asked: also where no request has failed, so that it cannot have been started again.
+        With `is_asked` it is looked at also where no request has failed, so that it cannot have been.
         """
         async with self._in_doubt:
             if not (is_asked or self.probe.is_due(endpoint)):

@@ -159,8 +159,8 @@ class Collector:
         is_full = goal.size(dict(enumerate(done))) is not None
         if not is_full and not any(map(goal.counts, done)):
             raise DataError(
-                f"{self._limit()}, and no episode of round {round_index} is of use: raise it or lower "
-                "rollout.concurrency; the same command with hydra.run.dir=FOLDER goes on there."
+                f"{self._limit()}, and no episode of round {round_index} is of use: raise it; "
+                "the same command with hydra.run.dir=FOLDER goes on there."
             )
 
     def _warn_of_short(self, round_index: int, done: Sequence[EpisodeSummary], goal: Goal) -> None:
@@ -238,7 +238,8 @@ class Collector:
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""
         new = [episode for episode in episodes if episode.episode_index not in done]
-        await self.runner.student.engine.confirm()
+        if new:
+            await self.runner.student.engine.confirm()
 
         def write() -> list[EpisodeSummary]:
             self.runner.budget.save()

@@ -51,7 +51,7 @@ class Store(StoreView):
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
         self._open: dict[int, dict[int, list[Row]]] = {}
-        self._is_claimed = False
+        self._lock: int | None = None
 
     @staticmethod
     def open(folder: Path) -> StoreView:
@@ -59,22 +59,28 @@ class Store(StoreView):
         return StoreView(folder)
 
     def claim(self) -> None:
-        """Become the one process that writes here, until it ends; remove what a writer that was killed has left.
+        """Become the one process that writes here, until its end; remove what a writer that was killed has left.
 
         Raises:
             StoreError: another process writes here.
         """
-        if not self._is_claimed:
-            lock = os.open(self.folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)  # never closed, which would unlock it
+        if self._lock is None:
+            lock = os.open(self.folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                os.close(lock)
                 if error.errno in (errno.EACCES, errno.EAGAIN):
+                    os.close(lock)
                     raise StoreError(f"{self.folder} is being written by another process: wait for its end.") from None
                 logging.getLogger(__name__).warning("%s has no locks: %s", self.folder, error)
-            self._is_claimed = True
+            self._lock = lock
             self._sweep()
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def commit(self, *episodes: Episode) -> list[EpisodeSummary]:
         """Make episodes of an open round durable, whole or not at all, at the price of one.

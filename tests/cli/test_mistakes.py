@@ -201,6 +201,10 @@ def test_a_folder_of_another_run_is_left_as_it_is(call: Call, tmp_path: Path) ->
         f"error: {folder} is a run of dagger-collect: {mend}"
     )
     assert (folder / ".hydra" / "config.yaml").read_text() == config
+    other = call("train", *typed, "rounds.steps=2", "env.max_turns=3")
+    assert other.err == f"error: {folder} is a run with env.max_turns=24, not 3: {mend}", "what the episodes are of"
+    assert call("train", *typed, "rounds.steps=2", "evaluation.tasks=2").code == 0, "what was collected is trained on"
+    (folder / ".hydra" / "config.yaml").write_text("")  # as by a kill while it was written
     assert call("collect", *typed, "teacher_budget.tokens_per_run=1000000", "rollout.max_attempts=5").code == 0
 
 

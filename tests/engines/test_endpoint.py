@@ -87,7 +87,7 @@ def test_a_request_that_is_refused_is_not_repeated(provider: Provider, address: 
     assert endpoint.num_requests == 1
 
 
-@pytest.mark.parametrize("code", [502, "502", 429, 408, None])
+@pytest.mark.parametrize("code", [502, "502", 429, 408, 0, None, "rate_limit_exceeded", "server_error"])
 def test_an_error_within_a_good_answer_is_tried_again_where_it_may_pass(code: int | str | None) -> None:
     said = [{"error": {"message": "upstream error", "code": code}}, {"error": "upstream error"}]
     with serving(Provider(chat=lambda body: said.pop(0) if said else chat_answer(body))) as address:

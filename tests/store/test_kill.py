@@ -87,3 +87,8 @@ def test_a_second_writer_is_refused_and_takes_nothing_from_the_first_until_that_
         first.kill()
     store.claim()
     assert not half_written.exists()
+    store.release()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
+        assert second.stdout is not None
+        assert second.stdout.readline() == b"\n", "its turn"
+        second.kill()
