@@ -1,7 +1,6 @@
 """Tokens from a vLLM server, whose weights follow the training.
 
-How they reach the server stands in `vllm_weights`. After every update, and where the server may have been started
-again, a probe holds its log-probabilities against the trainer's.
+How they reach it stands in `vllm_weights`; a probe holds its log-probabilities against the trainer's.
 """
 
 from __future__ import annotations

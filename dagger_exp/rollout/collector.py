@@ -128,7 +128,11 @@ class Collector:
             full = asyncio.run(self._play(round_index, goal, on_episode))
         finally:
             self.runner.budget.save()  # what an interruption loses has been paid for
-        rows = self.store.rows(round_index, full)
+        return self._closed(round_index, full, goal, begin)
+
+    def _closed(self, round_index: int, num_episodes: int, goal: Goal, begin: float) -> list[Episode]:
+        """Close the round with its first episodes, and return them."""
+        rows = self.store.rows(round_index, num_episodes)
         summaries = [summarize(of_episode) for of_episode in rows]
         self._check_any(round_index, summaries, goal)
         episodes = [rows_to_episode(of_episode) for of_episode in rows]

@@ -126,14 +126,8 @@ def from_scratch(
             that no model has.
     """
     if init is not None:
-        return load(
-            "student.init",
-            path=init,
-            max_context_tokens=max_context_tokens,
-            finetuning=finetuning,
-            lora=lora,
-            seed=seed,
-        )
+        own: dict[str, Any] = {"finetuning": finetuning, "lora": lora, "seed": seed}
+        return from_folder(path=init, max_context_tokens=max_context_tokens, key="student.init", **own)
     _check_sizes(hidden_size, num_layers, num_heads, intermediate_size)
     fast = _small_tokenizer(tokenizer, vocabulary)
     config = _small_config(len(fast), hidden_size, num_layers, num_heads, intermediate_size, max_context_tokens)
@@ -200,6 +194,7 @@ def from_folder(
     dtype: str = "float32",
     chat_options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    key: str = "student.path",
 ) -> Student:
     """Return the student of a Hugging Face folder or hub name, of a run, or of a run's checkpoint.
 
@@ -211,34 +206,11 @@ def from_folder(
         dtype: of the weights; small updates vanish in bf16, so it is for weights that an adapter leaves alone.
         chat_options: what the chat template takes beside the messages, as `enable_thinking`; empty takes a run's own.
         seed: of a fresh adapter.
+        key: under which the path was typed, for what is refused.
 
     Raises:
         ConfigError: there is none, or its model has no embedding of some token or place.
     """
-    return load(
-        "student.path",
-        path=path,
-        max_context_tokens=max_context_tokens,
-        finetuning=finetuning,
-        lora=lora,
-        dtype=dtype,
-        chat_options=chat_options,
-        seed=seed,
-    )
-
-
-def load(
-    key: str,
-    *,
-    path: str,
-    max_context_tokens: int,
-    finetuning: str = "full",
-    lora: Lora | None = None,
-    dtype: str = "float32",
-    chat_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Student:
-    """Return what `from_folder` does; what is refused names `key`, under which the path was typed."""
     group = key.partition(".")[0]
     if dtype not in DTYPES:
         raise ConfigError(f"{group}.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")

@@ -14,7 +14,7 @@ from dagger_exp.errors import ConfigError, check_at_least
 from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.protocols import Policy, Scaffold
-from dagger_exp.training.student import Student, load
+from dagger_exp.training.student import Student, from_folder
 
 
 def from_model(
@@ -48,26 +48,16 @@ def from_model(
         ConfigError: a value is out of its range, no model could be loaded, there is no such device, or the template
             shows no tools of the scaffold.
     """
-    lengths = {"max_new_tokens": max_new_tokens, "max_context_tokens": max_context_tokens}
+    lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_context_tokens": max_context_tokens}
     check_at_least(1, "teacher", **lengths, max_batch_size=max_batch_size)
     check_at_least(0, "teacher", temperature=temperature)
     _check_device(device)
-    model = load(
-        "teacher.path", path=path, max_context_tokens=max_context_tokens, dtype=dtype, chat_options=chat_options
-    )
-    model = replace(model, tools=scaffold.tools if scaffold else ())
-    chat = model.chat
+    own: dict[str, Any] = {"dtype": dtype, "chat_options": chat_options, "key": "teacher.path"}
+    model = from_folder(path=path, max_context_tokens=max_context_tokens, **own)
+    chat = replace(model, tools=scaffold.tools if scaffold else ()).chat
     engine = HfEngine(end_id=chat.end_id, pad_id=model.tokenizer.pad_token_id, max_batch_size=max_batch_size)
     engine.load_weights(0, model.model.to(device).requires_grad_(False).eval())
-    return ModelTeacher(
-        engine=engine,
-        chat=chat,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        max_context_tokens=max_context_tokens,
-        scaffold=scaffold,
-        id=id or path,
-    )
+    return ModelTeacher(engine=engine, chat=chat, temperature=temperature, scaffold=scaffold, id=id or path, **lengths)
 
 
 def _check_device(device: str) -> None:

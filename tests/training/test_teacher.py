@@ -74,7 +74,7 @@ def test_a_value_out_of_its_range_is_refused(folder: Path, name: str, values: li
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"path": "/tmp/nothere"}, r"^teacher\.path is /tmp/nothere, which is not there; give a run or a model folder"),
+        ({"path": "/nowhere"}, r"^teacher\.path is /nowhere, which is not there; give a run or a model folder"),
         ({"path": "no/model"}, r"^teacher\.path is no/model, of which .*; download it first, as hf download no/model "),
         ({"dtype": "bf16"}, r"^teacher\.dtype is 'bf16'; choose one of float32, bfloat16, float16, float64\.$"),
     ],
