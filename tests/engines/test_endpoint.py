@@ -9,7 +9,7 @@ import math
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def address(provider: Provider) -> Iterator[str]:
         yield address
 
 
-def ask(endpoint: Endpoint, times: int = 1) -> list[Any]:
+def ask(endpoint: Endpoint, times: int = 1, body: Mapping[str, Any] = BODY) -> list[Any]:
     """Return the answers to that many requests at once; an error as itself."""
 
     async def all_of_them() -> list[Any]:
         async with endpoint.connected():
-            asked = (endpoint.post(PATH, BODY) for _ in range(times))
+            asked = (endpoint.post(PATH, body) for _ in range(times))
             return await asyncio.gather(*asked, return_exceptions=True)
 
     return asyncio.run(all_of_them())
@@ -49,6 +49,13 @@ def ask(endpoint: Endpoint, times: int = 1) -> list[Any]:
 
 def patient(address: str, **settings: Any) -> Endpoint:
     return Endpoint(**{"address": address, "timeout_s": 2.0, "first_pause_s": 0.02} | settings)
+
+
+@pytest.mark.parametrize("text", ["grün \N{CHECK MARK}", "half a pair: \ud83d", '"\n\0'])
+def test_a_text_arrives_as_it_was(provider: Provider, address: str, text: str) -> None:
+    sent = {"messages": [{"role": "user", "content": text}], "seed": 2**63, "top_p": 1e-9}
+    ask(patient(address), body=sent)
+    assert [body for _, body, _ in provider.requests] == [sent]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
