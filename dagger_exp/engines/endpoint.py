@@ -271,7 +271,7 @@ class Endpoint:
         said = f"{self.address} answers {status}: {self._masked(refusals.message(text))}"
         if refusals.is_too_long(text):
             return ContextError(said)
-        if refusals.may_pass(status) and not refusals.is_paid_out(text):
+        if refusals.may_pass(status) and not refusals.is_final(text):
             if (retry_after := headers.get("Retry-After")) is not None:
                 self._pace.hold(retry_after)
             return TransientError(said)

@@ -12,8 +12,8 @@ from dagger_exp.errors import ConfigError, EngineError
 WITHOUT_CODE = 200
 """Status of an error that stands in a good answer and has no code: it may pass."""
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
-PAID_OUT = '"insufficient_quota"'
-"""Code or type of a 429 that no pause mends."""
+FINAL = ('"insufficient_quota"', "greater than max_lora_rank")
+"""Said with a status that passes, 429 or vLLM's 500, of what no pause mends."""
 VARYING = re.compile(r"(?<!\S)(?<!answers )\S*\d\S*")
 """What differs from one refusal to the next, as the tokens used and the number of the request; not the status."""
 
@@ -34,8 +34,8 @@ def may_pass(status: int) -> bool:
     return status in (WITHOUT_CODE, 408, 409, 425, 429) or status >= 500
 
 
-def is_paid_out(text: str) -> bool:
-    return PAID_OUT in text
+def is_final(text: str) -> bool:
+    return any(words in text for words in FINAL)
 
 
 def is_too_long(text: str) -> bool:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from dagger_exp.errors import DataError
 from dagger_exp.store.files import written_aside
+from dagger_exp.training.model_folder import read_checkpoint
 from dagger_exp.training.preemption import PREEMPTION, Preempted, Preemption
 
 
@@ -25,6 +26,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with written_aside(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        return read_checkpoint(path)
 
 
 class LastCheckpoint(Checkpoint):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dagger_exp.errors import ConfigError
+from dagger_exp.errors import ConfigError, DataError
 
 CHAT_OPTIONS = "chat_options.json"
 BASE = "base"
@@ -60,7 +61,8 @@ class ModelFolder:
     def base(self) -> str:
         """Where the weights are that its adapter belongs to."""
         beside = Path(self.source, BASE)
-        return str(beside) if beside.is_dir() else str(PeftConfig.from_pretrained(self.source).base_model_name_or_path)
+        named = PeftConfig.from_pretrained(self.source).base_model_name_or_path
+        return str(beside) if beside.is_dir() or not named else str(named)
 
     def tokenizer(self) -> Any:
         """Return its tokenizer, which can pad."""
@@ -84,6 +86,8 @@ class ModelFolder:
 
     def with_adapter(self, dtype: str) -> PeftModel:
         """Return the model of an adapter's folder, of which training goes on with the adapter."""
+        if Path(self.base).is_absolute() and not Path(self.base).exists():  # taken for a name, it would be looked for
+            raise FileNotFoundError(f"{self.base} is not there")
         model = AutoModelForCausalLM.from_pretrained(self.base, dtype=getattr(torch, dtype))
         settings = PeftConfig.from_pretrained(self.source)
         settings.base_model_name_or_path = self.base  # what it is saved with: the weights of now, wherever they were
@@ -102,12 +106,36 @@ def loaded_from(path: str, key: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         said = str(error).splitlines()[0].rstrip(".")
-        by_name = f"download it first, as hf download {path} does, or give a folder"
-        mend = "restore the folder, or give a checkpoints/last.ckpt" if Path(path).exists() else by_name
-        raise ConfigError(f"{key} is {path}, of which no model could be loaded: {said}; {mend}.") from error
+        raise ConfigError(f"{key} is {path}, of which no model could be loaded: {said}; {_mend(path)}.") from error
+
+
+def _mend(path: str) -> str:
+    """Return what helps where no model could be loaded: a name has its weights elsewhere, and so may an adapter."""
+    name = path
+    with suppress(OSError, ValueError, TypeError):  # of an adapter's folder that is damaged itself
+        name = ModelFolder.at(path).base if ModelFolder.at(path).has_adapter else path
+    if Path(name).exists():
+        return "restore the folder, or give a checkpoints/last.ckpt"
+    if Path(name).is_absolute():
+        return "restore that, which its adapter belongs to"
+    return f"download it first, as hf download {name} does, or give a folder"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, in main memory.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"{path} is damaged: move it away; its run, started again, trains anew on the rounds that it has."
+        ) from error
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the model's weights out of a checkpoint of the training module."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items()}

@@ -150,6 +150,9 @@ def test_a_resume_takes_no_other_kind_of_run_and_no_damaged_one(call: Call, tmp_
     assert "cannot be read; restore it" in call("collect", f"resume={tmp_path}/collected").err
 
 
+ANEW = "its run, started again, trains anew on the rounds that it has."
+
+
 @pytest.mark.parametrize(
     "typed", ["address=https://me:sk-planted@host", "address=https://sk-planted@host", "api_key_env=sk-planted"]
 )
@@ -181,12 +184,21 @@ def test_a_run_that_another_process_is_at_is_left_to_it(call: Call, tmp_path: Pa
 
 
 def test_weights_that_are_no_numbers_end_a_run_and_are_not_kept(call: Call, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
     quick = ("rounds.labels=5", "rounds.steps=3", "env.num_bugs=1", f"hydra.run.dir={folder}")
     answer = call("train", *QUICK, *quick, "optimizer.lr=1e30", "callbacks.checkpoint_steps=1")
     assert "at step 2 the student has weights that are no numbers, which no checkpoint keeps: start" in answer.err
-    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"].values()
+    weights = torch.load(checkpoint, weights_only=False)["state_dict"].values()
     assert all(bool(weight.isfinite().all()) for weight in weights), "that of the first step"
+    for damage in (checkpoint.read_bytes()[:2000], b"", b"no checkpoint"):
+        checkpoint.write_bytes(damage)
+        for command in (("train", f"resume={folder}"), ("evaluate", f"student.init={checkpoint}")):
+            answer = call(*command)
+            assert answer.code == 2
+            assert answer.err.endswith(f"error: {checkpoint} is damaged: move it away; {ANEW}\n")
+    checkpoint.unlink()
+    answer = call("train", f"resume={folder}")
+    assert "at step 2 the student has weights that are no numbers" in answer.err, "anew from the first step"
 
 
 def test_a_folder_of_another_run_is_left_as_it_is(call: Call, tmp_path: Path) -> None:

@@ -121,11 +121,12 @@ def test_an_error_within_a_good_answer_is_told(code: int | str | None, num_reque
         (429, {"message": "no money", "type": "insufficient_quota", "code": "insufficient_quota"}),
         (429, {"message": "no money", "type": "insufficient_quota"}),
         (402, {"message": "no money"}),
+        (500, {"message": "LoRA rank 64 is greater than max_lora_rank 16."}),
     ],
 )
-def test_a_quota_that_is_used_up_is_no_matter_of_patience(status: int, error: dict[str, str]) -> None:
+def test_what_no_pause_mends_is_asked_once(status: int, error: dict[str, str]) -> None:
     said = said_by(f"HTTP/1.1 {status} No", json.dumps({"error": error}), lambda at: ask(patient(at)))
-    assert f"answers {status}: no money" in said
+    assert f"answers {status}: {error['message']}" in said
     assert "before that" not in said
     assert "TransientError" not in said
 

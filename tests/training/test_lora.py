@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,26 @@ def test_a_saved_adapter_comes_back_with_its_weights_below(trained: Student, tmp
     assert loaded.lora_rank == 4
     assert any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.source is not None  # a server can be started with it
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        (None, r"BESIDE/base is not there; restore that, which its adapter belongs to\."),
+        ("/gone/base", r"/gone/base is not there; restore that, which its adapter belongs to\."),
+        ("no/model", r".*; download it first, as hf download no/model does, or give a folder\."),
+    ],
+)
+def test_weights_below_an_adapter_that_are_gone_are_named(
+    trained: Student, tmp_path: Path, base: str | None, sentence: str
+) -> None:
+    trained.save(tmp_path)
+    shutil.rmtree(tmp_path / "base")
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": base}))
+    said = sentence.replace("BESIDE", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"^student.path is {tmp_path}, of which no model could be loaded: {said}$"):
+        from_folder(path=str(tmp_path), max_context_tokens=64)
 
 
 def test_a_checkpoint_of_a_finished_run_can_be_trained_on(trained: Student, tmp_path: Path) -> None:
