@@ -2,7 +2,9 @@
 
 Token ids, once they exist, are the truth: a prompt is extended by the tokens of what is new and never rendered again.
 Where a chat template changes what stood before (so that no extension exists), a new branch starts, and it is counted.
-What stood before is the prompt as it was rendered and the response as it was said, but for white space.
+What stood before is the prompt as it was rendered and the response as it was said, but for white space and an empty
+thought: where thinking is switched off, many templates write one into a prompt and drop it later. The tokens stay what
+they were, or each turn would be a branch, which holds the whole conversation anew.
 
 Most templates can tell the past otherwise at any turn, so the whole conversation is rendered to see it. One that writes
 each message by itself, which is read off its syntax, cannot: there a turn renders what is new and no more.
@@ -41,14 +43,13 @@ class Tokenizer(Protocol):
 
 EMPTY_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
 """What some templates write before an answer that came without reasoning; nobody said it, so nobody learns it."""
-
-
+OPENED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
+CLOSING = "\n</think>\n\n"
+"""A prompt may end with a thought that is open, or empty; nobody had the open one, and this ends it."""
 ANSWER = "4711"
 """Said once, to see what a template writes after it."""
 CACHED_TEXTS = 4096
 """Observations that are rendered again with every later turn of their episode."""
-
-
 TODAY = datetime(2026, 1, 1)  # noqa: DTZ001  no moment, but a date
 """For templates that write today's date: a prompt must not change with the day on which it is rendered."""
 SYNTAX = Environment()  # noqa: S701  nothing is rendered with it
@@ -140,20 +141,16 @@ class Chat:
     def response_ids(self, message: Message, prompt: Prompt) -> list[int]:
         """Return a message of the teacher as the student would have written it: its text and the end token.
 
-        Args:
-            message: of the teacher.
-            prompt: that it answers.
-
         Raises:
             LabelError: it holds tool calls or reasoning that the student's template does not write.
         """
         if not (message.tool_calls or message.reasoning):
-            return [*self._encode(self._harmless(message.content)), self.end_id]
+            closing = CLOSING if prompt.text.rstrip().endswith("<think>") else ""
+            return [*self._encode(closing + self._harmless(message.content)), self.end_id]
         past = self._past(prompt)
         whole = self._answered(past, message)
-        body, end, _ = whole[len(prompt.text) :].partition(self.end)
-        is_told = all(self._answered(past, less) != whole for less in _lessened(message))
-        if not whole.startswith(prompt.text) or not end or not is_told:
+        body, end, rest = whole[len(prompt.text) :].partition(self.end)
+        if not whole.startswith(prompt.text) or not end or not self._is_told(past, message, whole, body + end + rest):
             raise LabelError("the student's chat template cannot write the teacher's tool calls or reasoning.")
         return [*self._encode(body if message.reasoning else EMPTY_THOUGHT.sub("", body)), self.end_id]
 
@@ -190,6 +187,18 @@ class Chat:
             return self._render([*past, self._row(message)], add_generation_prompt=False)
         except ConfigError:  # as for two calls, or for arguments that are no mapping
             return ""
+
+    def _is_told(self, past: list[dict[str, Any]], message: Message, whole: str, answer: str) -> bool:
+        """Return whether a conversation that ends with an answer tells all of its message.
+
+        It is seen after the first query alone where the answer is the same there: renderings take long.
+        """
+        roles = [row["role"] for row in past]
+        first = past[: roles.index("user") + 1] if "user" in roles else past
+        short = self._answered(first, message)
+        if short == self._render(first) + answer:
+            past, whole = first, short
+        return all(self._answered(past, less) != whole for less in _lessened(message))
 
     def _row(self, message: Message) -> dict[str, Any]:
         """Return a message as templates take it; an observation that spells a control token does not become one.
@@ -243,8 +252,10 @@ class Chat:
 
         What the template writes after that token (a line break, often) belongs to the context that follows.
         """
-        body, end, after = text[len(asked) :].partition(self.end)
-        return after if text.startswith(asked) and end and _squeezed(body) == _squeezed(said) else None
+        before = OPENED_THOUGHT.sub("", asked)
+        body, end, after = text[len(before) :].partition(self.end)
+        is_same = text.startswith(before) and _told(body) == _told(asked[len(before) :] + said)
+        return after if end and is_same else None
 
 
 def tells_each_alone(template: Any) -> bool:
@@ -284,5 +295,6 @@ def _lessened(message: Message) -> Iterator[Message]:
         yield replace(message, tool_calls=message.tool_calls[:index] + message.tool_calls[index + 1 :])
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
+def _told(answer: str) -> str:
+    """Return what has to be the same in an answer that is told again."""
+    return "".join(EMPTY_THOUGHT.sub("", answer).split())

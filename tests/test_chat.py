@@ -31,6 +31,7 @@ def template(assistant: str) -> str:
     )
 
 
+EMPTY = "<think>\n\n</think>\n\n"
 CHATML = template("{{ m.content }}")
 EACH_ALONE = CHATML[CHATML.rindex("{% for m in messages %}") :]
 ALWAYS_STRIPS = template("{{ m.content.split('</think>')[-1].strip() }}")
@@ -137,7 +138,7 @@ def test_a_response_that_was_cut_is_ended_by_the_context() -> None:
 @pytest.mark.parametrize("chat_template", [ALWAYS_STRIPS, QWEN3])
 def test_a_template_that_drops_reasoning_starts_a_branch_and_is_extended_after_it(chat_template: str) -> None:
     chat = make_chat(chat_template)
-    exchange = [("<think>\nfail\n</think>\n\nopen a", "ok"), ("edit", "fail"), ("<think>\n\n</think>\n\nedit", "ok")]
+    exchange = [("<think>\nfail\n</think>\n\nopen a", "ok"), ("edit", "fail"), ("<think>\nno\n</think>\n\nedit", "ok")]
     prompts = converse(chat, [user("open")], exchange)
     assert [prompt.starts_branch for prompt in prompts] == [True, True, False, True]
     messages = [user("open")]
@@ -145,6 +146,22 @@ def test_a_template_that_drops_reasoning_starts_a_branch_and_is_extended_after_i
         messages += [said(response), user(observation)]
         assert prompt.prompt_ids == rendered(chat, messages)
     assert prompts[1].context_ids == prompts[1].prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "thought"), [(ALWAYS_STRIPS, EMPTY), (QWEN3, EMPTY), (template("{{ '" + EMPTY + "edit' }}"), "")]
+)
+def test_an_empty_thought_that_the_template_drops_or_adds_later_changes_no_token(
+    chat_template: str, thought: str
+) -> None:
+    chat = make_chat(chat_template)
+    response = written(chat, thought + "edit")
+    messages = [user("open"), said(thought + "edit"), user("ok")]
+    opening = chat.open(messages[:1])
+    prompt = chat.extend(opening, response, messages)
+    assert not prompt.starts_branch
+    assert prompt.prompt_ids == [*opening.prompt_ids, *response, *prompt.context_ids]
+    assert chat.tokenizer.decode(prompt.context_ids) == "\n<|im_start|>user\nok<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_an_answer_that_is_dropped_whole_starts_a_branch() -> None:

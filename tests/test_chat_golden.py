@@ -89,6 +89,7 @@ XML_CALLS = r"""{%- for call in m.tool_calls or [] %}{%- if answer or not loop.f
     {{- '<parameter=' + key + '>\n' + value | string + '\n</parameter>\n' }}{%- endfor %}
     {{- '</function>\n</tool_call>' }}{%- endfor %}"""
 SAYS = "{%- set answer = m.content %}{{- answer }}"
+EMPTY = "<think>\n\n</think>\n\n"
 PLAIN = chatml(SAYS)
 MARKED = chatml("{%- generation %}{{- m.content }}{%- endgeneration %}")
 THINKS_ALWAYS = chatml(
@@ -271,12 +272,11 @@ CASES: dict[str, Case] = {
         labels=(says("open a"), says("", "c")),
         trained=("open a<|im_end|>", JSON_B + "<|im_end|>", JSON_C + "<|im_end|>"),
         last="<|im_start|>user\ngo<|im_end|>\n"
-        "<|im_start|>assistant\nopen a<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nopen a<|im_end|>\n"
         "<|im_start|>user\none<|im_end|>\n"
-        "<|im_start|>assistant\n" + JSON_B + "<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n" + JSON_B + "<|im_end|>\n"
         "<|im_start|>user\ntwo<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        branches=(True, True, True),
         options={"enable_thinking": False},
     ),
     # Where the prompt opens a thought, a call without reasoning has to close it.
@@ -294,10 +294,9 @@ CASES: dict[str, Case] = {
         "<|im_start|>user\ngo<|im_end|>\n"
         "<|im_start|>assistant\n<think>\nhm\n</think>\n\n" + JSON_A + "<|im_end|>\n"
         "<|im_start|>user\n<tool_response>\none\n</tool_response><|im_end|>\n"
-        "<|im_start|>assistant\n" + JSON_B + "<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n" + JSON_B + "<|im_end|>\n"
         "<|im_start|>user\n<tool_response>\ntwo\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\n",
-        branches=(True, False, True),
         tools=[TOOL],
     ),
     "calls are JSON, and a system message is there by itself": Case(
@@ -487,9 +486,14 @@ def test_the_last_prompt_is_the_conversation_as_it_was_played(name: str) -> None
 
 @each_case
 def test_every_prompt_is_the_whole_conversation_rendered_at_once(name: str) -> None:
+    """But for the empty thoughts that the template drops from the past."""
     case, chat, episode = played(name)
     for turn_index in range(3):
-        assert episode.prompt_ids(turn_index) == encoded(chat, case.conversation()[: 2 * turn_index + 1])
+        prompt, whole = episode.prompt_ids(turn_index), encoded(chat, case.conversation()[: 2 * turn_index + 1])
+        if EMPTY in decoded(chat, prompt):
+            assert decoded(chat, prompt).replace(EMPTY, "") == decoded(chat, whole).replace(EMPTY, "")
+        else:
+            assert prompt == whole
 
 
 @each_case
@@ -509,6 +513,33 @@ def label(template: str, message: Message, *, end: str = "<|im_end|>", **options
     """Return a teacher's answer to the first prompt as it is trained."""
     chat = Chat(tokenizer_of(template, end), options=options)
     return decoded(chat, chat.response_ids(message, chat.open([user("go")])))
+
+
+def test_a_thought_that_the_prompt_opens_is_closed_by_an_answer_without_one() -> None:
+    assert label(OPENS_THOUGHTS, says("open a")) == "\n</think>\n\nopen a<|im_end|>"
+    assert label(OPENS_THOUGHTS, says("open a", reasoning="hm")) == "hm\n</think>\n\nopen a<|im_end|>"
+    chat = Chat(tokenizer_of(OPENS_THOUGHTS))
+    opening = chat.open([user("go")])
+    after = chat.extend(opening, chat.response_ids(says("a"), opening), [user("go"), says("a"), user("one")])
+    assert not after.starts_branch
+    assert decoded(chat, after.context_ids).endswith("one<|im_end|>\n<|im_start|>assistant\n<think>\n")
+
+
+WHY_EARLY = chatml(
+    "{%- set why = m.reasoning_content if loop.index0 < 2 %}"
+    "{%- if why %}{{- '<think>' + why + '</think>' }}{%- endif %}{{- m.content }}"
+    "{%- if loop.index0 < 2 and not why %}{{- '!' }}{%- endif %}"
+)
+
+
+def test_what_a_template_tells_at_the_first_query_only_is_no_label_later() -> None:
+    chat = Chat(tokenizer_of(WHY_EARLY))
+    opening = chat.open([user("go")])
+    message = says("edit a", reasoning="why")
+    assert decoded(chat, chat.response_ids(message, opening)) == "<think>why</think>edit a<|im_end|>"
+    after = chat.open([user("go"), says("open b"), user("one")])
+    with pytest.raises(LabelError, match="cannot write"):
+        chat.response_ids(message, after)
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": True}])

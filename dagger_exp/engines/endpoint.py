@@ -296,5 +296,5 @@ def _packed(body: Mapping[str, Any]) -> bytes:
     """Return a body as JSON; it holds the whole episode, which the standard library writes ten times slower."""
     try:
         return msgspec.json.encode(body)
-    except UnicodeEncodeError:  # half a surrogate pair, as in a text of an env
+    except (UnicodeEncodeError, TypeError):  # half a surrogate pair, a text of a kind of its own
         return json.dumps(body).encode()

@@ -12,7 +12,7 @@ from dagger_exp.errors import ConfigError, EngineError
 WITHOUT_CODE = 200
 """Status of an error that stands in a good answer and has no code: it may pass."""
 TOO_LONG = ("maximum context length", "context_length_exceeded", "max_model_len", "longer than the maximum")
-FINAL = ('"insufficient_quota"', "greater than max_lora_rank")
+FINAL = ('"insufficient_quota"', "max_lora_rank")
 """Said with a status that passes, 429 or vLLM's 500, of what no pause mends."""
 VARYING = re.compile(r"(?<!\S)(?<!answers )\S*\d\S*")
 """What differs from one refusal to the next, as the tokens used and the number of the request; not the status."""

@@ -104,7 +104,7 @@ class Adapters:
         except EngineError as error:
             if "already been loaded" in str(error):  # by a run that is resumed here; the same bytes
                 return
-            if isinstance(error, TransientError) and "LoRA rank" not in str(error):  # which vLLM calls its own failure
+            if isinstance(error, TransientError):
                 raise
             raise ConfigError(
                 f"{error}; start the server with --enable-lora --max-lora-rank {served_rank(self.rank)} on a disk that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -67,6 +68,10 @@ class ServedPolicy:
         if scaffold and scaffold.tools:
             body |= {"tools": list(scaffold.tools), "parallel_tool_calls": False}  # a turn has one call
         self.request = {name: value for name, value in {**body, **(request or {})}.items() if value is not None}
+        try:
+            json.dumps(self.request, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"teacher.request cannot be sent: {error}.") from error
         self._id, self._is_tried, self._length = id, False, math.inf
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,7 @@ class ModelFolder:
             ConfigError: it is a path and nothing is there.
         """
         given = Path(path)
-        is_folder = path.startswith(("/", ".", "~")) or path.count("/") > 1  # the hub's names are OWNER/NAME
-        if is_folder and not given.exists():
+        if _is_path(path) and not given.exists():
             raise ConfigError(f"{key} is {path}, which is not there; give a run or a model folder.")
         folder = given.parent.parent if given.suffix == ".ckpt" else given
         folder = folder / "student" if (folder / "student").is_dir() else folder
@@ -62,7 +61,7 @@ class ModelFolder:
         """Where the weights are that its adapter belongs to."""
         beside = Path(self.source, BASE)
         named = PeftConfig.from_pretrained(self.source).base_model_name_or_path
-        return str(beside) if beside.is_dir() or not named else str(named)
+        return str(beside) if beside.is_dir() else str(named or beside.resolve())
 
     def tokenizer(self) -> Any:
         """Return its tokenizer, which can pad."""
@@ -86,9 +85,8 @@ class ModelFolder:
 
     def with_adapter(self, dtype: str) -> PeftModel:
         """Return the model of an adapter's folder, of which training goes on with the adapter."""
-        if Path(self.base).is_absolute() and not Path(self.base).exists():  # taken for a name, it would be looked for
-            raise FileNotFoundError(f"{self.base} is not there")
-        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=getattr(torch, dtype))
+        with loaded_from(self.base, f"the base of the adapter in {self.source}"):
+            model = AutoModelForCausalLM.from_pretrained(self.base, dtype=getattr(torch, dtype))
         settings = PeftConfig.from_pretrained(self.source)
         settings.base_model_name_or_path = self.base  # what it is saved with: the weights of now, wherever they were
         settings.inference_mode = False  # as it is saved at the end of a run
@@ -100,39 +98,35 @@ class ModelFolder:
 
 
 @contextmanager
-def loaded_from(path: str, key: str) -> Iterator[None]:
-    """Turn what libraries say of a folder that they cannot load into a `ConfigError` that names the key."""
+def loaded_from(path: str, what: str) -> Iterator[None]:
+    """Turn what libraries say of a folder that they cannot load into a `ConfigError` that says what it is."""
     try:
+        if _is_path(path) and not Path(path).exists():  # taken for a name, it would be looked for
+            raise FileNotFoundError("it is not there")
         yield
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         said = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{key} is {path}, of which no model could be loaded: {said}; {_mend(path)}.") from error
+        by_name = f"download it first, as hf download {path} does, or give a folder"
+        is_folder = _is_path(path) or Path(path).exists()
+        mend = "restore the folder, or give a checkpoints/last.ckpt" if is_folder else by_name
+        raise ConfigError(f"{what} is {path}, of which no model could be loaded: {said}; {mend}.") from error
 
 
-def _mend(path: str) -> str:
-    """Return what helps where no model could be loaded: a name has its weights elsewhere, and so may an adapter."""
-    name = path
-    with suppress(OSError, ValueError, TypeError):  # of an adapter's folder that is damaged itself
-        name = ModelFolder.at(path).base if ModelFolder.at(path).has_adapter else path
-    if Path(name).exists():
-        return "restore the folder, or give a checkpoints/last.ckpt"
-    if Path(name).is_absolute():
-        return "restore that, which its adapter belongs to"
-    return f"download it first, as hf download {name} does, or give a folder"
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1  # the hub's names are OWNER/NAME
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what a checkpoint holds, in main memory.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is cut, or is no checkpoint.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    if not zipfile.is_zipfile(path):
         raise DataError(
             f"{path} is damaged: move it away; its run, started again, trains anew on the rounds that it has."
-        ) from error
+        )
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -186,6 +186,12 @@ def test_a_value_out_of_its_range_is_refused(name: str, values: list[float], wan
             ServedPolicy(endpoint=Endpoint(address="http://host:1"), **{name: value})  # pyright: ignore[reportArgumentType] - of several types
 
 
+def test_a_request_that_no_json_can_hold_is_refused() -> None:
+    for request in ({"min_p": math.nan}, {"stop": {1}}):
+        with pytest.raises(ConfigError, match=r"^teacher\.request cannot be sent: "):
+            ServedPolicy(endpoint=Endpoint(address="http://127.0.0.1:1"), request=request)
+
+
 @pytest.mark.parametrize("answer", [[], {"choices": []}, {"choices": ["a"]}, {"choices": [], "usage": [1]}])
 def test_an_answer_without_a_message_is_an_error_that_names_the_server(answer: Any) -> None:
     provider = Provider(chat=lambda body: answer)

@@ -69,9 +69,10 @@ def test_a_saved_adapter_comes_back_with_its_weights_below(trained: Student, tmp
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        (None, r"BESIDE/base is not there; restore that, which its adapter belongs to\."),
-        ("/gone/base", r"/gone/base is not there; restore that, which its adapter belongs to\."),
-        ("no/model", r".*; download it first, as hf download no/model does, or give a folder\."),
+        (None, "BESIDE/base, .*: it is not there; restore the folder, "),
+        ("/gone/base", "/gone/base, .*: it is not there; restore the folder, "),
+        ("runs/gone/base", "runs/gone/base, .*: it is not there; restore the folder, "),
+        ("no/model", "no/model, .*; download it first, as hf download no/model does, "),
     ],
 )
 def test_weights_below_an_adapter_that_are_gone_are_named(
@@ -82,7 +83,15 @@ def test_weights_below_an_adapter_that_are_gone_are_named(
     settings = tmp_path / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": base}))
     said = sentence.replace("BESIDE", str(tmp_path))
-    with pytest.raises(ConfigError, match=f"^student.path is {tmp_path}, of which no model could be loaded: {said}$"):
+    with pytest.raises(ConfigError, match=f"^the base of the adapter in {tmp_path} is {said}or give a"):
+        from_folder(path=str(tmp_path), max_context_tokens=64)
+
+
+def test_an_adapter_that_is_damaged_is_named_itself(trained: Student, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=f"^student.path is {tmp_path}, of which no model .*; restore the folder"):
         from_folder(path=str(tmp_path), max_context_tokens=64)
 
 
