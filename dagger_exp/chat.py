@@ -14,31 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
+from dagger_exp.encoding import Tokenizer, encoder
 from dagger_exp.errors import ConfigError, DataError, LabelError
 from dagger_exp.types import Message, ToolCall
-
-
-class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    chat_template: Any
-    eos_token_id: Any
-    added_tokens_decoder: Any
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
-    def get_vocab(self) -> dict[str, int]: ...
-    def encode(self, text: str, **options: Any) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int], **options: Any) -> Any: ...
 
 
 EMPTY_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
@@ -96,8 +83,7 @@ class Chat:
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches of one need none, and it warns at every fork
-        tokenizer.encode("")  # which leaves the backend without the truncation and padding of others
+        self._encoded = encoder(tokenizer)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special = re.compile("|".join(map(re.escape, special.values())))
         self._tells_each_alone = tells_each_alone(tokenizer.chat_template)
@@ -235,12 +221,7 @@ class Chat:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, by the Rust part of a tokenizer where it has one: the rest takes as long."""
-        whole = text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, has no tokens
-        if self._backend is None:
-            return list(self.tokenizer.encode(whole, add_special_tokens=False))
-        [encoding] = self._backend.encode_batch_fast([whole], add_special_tokens=False)  # no places of characters
-        return encoding.ids
+        return self._encoded(text.encode(errors="replace").decode())  # half a surrogate pair, which JSON may hold
 
     def _decode(self, ids: list[int]) -> str:
         if self._backend is None:

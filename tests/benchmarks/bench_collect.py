@@ -11,8 +11,8 @@ Wanted over the ideal: 1.05 with 16 episodes, 1.10 with 64, 1.20 with 256; and 1
 `teacher`: the teacher acts, one request per turn. `dagger`: the student acts through the vLLM engine's requests and the
 teacher labels each turn at the same time, two requests per turn. Both go through the real collector, runner, chat and
 store: they tokenise every turn, commit every episode to the disk, close the round and return its episodes.
-`bare` is aiohttp alone with the same requests; `tokens` is that and two calls of the tokenizer per turn, which no
-client can leave out that keeps token ids; it renders no template and keeps nothing. The peers `verifiers` (a
+`bare` is aiohttp alone with the same requests; `tokens` is that and two texts per turn to tokens, which no client can
+leave out that keeps token ids; it renders no template and keeps nothing. The peers `verifiers` (a
 `MultiTurnEnv`) and `mini` (the batch runner of mini-swe-agent, with an environment that executes nothing) each need an
 interpreter of their own; where none is given, one is made in a folder beside the temporary ones. They neither tokenise
 nor write more than their own runner does. No client can connect to anything but 127.0.0.1. Each is measured in a
@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import functools
 import importlib.metadata
 import json
 import os
@@ -232,9 +233,10 @@ def bare(work: Work, *, encode: Callable[[str], Any] = lambda text: None) -> dic
 
 
 def tokens(work: Work) -> dict[str, float]:
-    """Do the same and tokenise each answer and what the next prompt adds, by two calls of the tokenizer's Rust part."""
-    backend = read_tokenizer(work.folder).backend_tokenizer
-    return bare(work, encode=lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    """Do the same and tokenise each answer and what the next prompt adds, with the encoder of the collector."""
+    from dagger_exp.encoding import encoder
+
+    return bare(work, encode=encoder(read_tokenizer(work.folder)))
 
 
 def verifiers(work: Work) -> dict[str, float]:
@@ -349,7 +351,7 @@ def be_client(name: str, work: Work, profile: Path | None) -> None:
         times = CLIENTS[name](work)
     if profiler and profile:
         profiler.dump_stats(profile)
-    packages = "aiohttp openai litellm verifiers mini-swe-agent transformers tokenizers".split()
+    packages = "aiohttp fastokens openai litellm verifiers mini-swe-agent transformers".split()
     versions = {package: version for package in packages if (version := _version(package))}
     print("\n" + json.dumps({"times": times, "versions": versions}), flush=True)  # a peer may have begun a line
 
@@ -484,7 +486,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 class Timed:
-    """A tokenizer whose time is counted, apart for rendering and for tokens, with that of its Rust part."""
+    """A tokenizer whose time is counted, apart for rendering and for tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.render_s, self.token_s = tokenizer, 0.0, 0.0
@@ -492,7 +494,7 @@ class Timed:
     @property
     def backend_tokenizer(self) -> Any:
         backend = Timed(self.tokenizer.backend_tokenizer)
-        backend._timed = self._timed
+        backend.timed = self.timed
         return backend
 
     def __getattr__(self, name: str) -> Any:
@@ -504,19 +506,11 @@ class Timed:
         self.render_s += time.perf_counter() - begin
         return result
 
-    def encode(self, *args: Any, **options: Any) -> Any:
-        return self._timed(self.tokenizer.encode, *args, **options)
-
-    def encode_batch_fast(self, *args: Any, **options: Any) -> Any:
-        return self._timed(self.tokenizer.encode_batch_fast, *args, **options)
-
     def decode(self, *args: Any, **options: Any) -> Any:
-        return self._timed(self.tokenizer.decode, *args, **options)
+        return self.timed(self.tokenizer.decode, *args, **options)
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._timed(self.tokenizer, *args, **options)
-
-    def _timed(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def timed(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function, and count its time as that of tokens."""
         begin = time.perf_counter()
         result = function(*args, **options)
         self.token_s += time.perf_counter() - begin
@@ -533,6 +527,7 @@ def measure_chat(folder: Path, texts: Sequence[str], template: str, num_repeats:
     timed: Any = Timed(read_tokenizer(folder))
     timed.tokenizer.chat_template = TEMPLATES[template]
     chat, said = Chat(timed), Message("assistant", SAID)
+    chat._encoded = functools.partial(timed.timed, chat._encoded)
     for repeat in range(num_repeats):
         messages = [Message("user", texts[repeat])]
         prompt = chat.open(messages)
