@@ -27,7 +27,6 @@ from dagger_exp.encoding import Tokenizer, encoder
 from dagger_exp.errors import ConfigError, DataError, LabelError
 from dagger_exp.types import Message, ToolCall
 
-
 EMPTY_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
 """What some templates write before an answer that came without reasoning; nobody said it, so nobody learns it."""
 OPENED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")

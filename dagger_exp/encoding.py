@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 PROBES = (
     "".join(map(chr, range(0x3000))),
     "def f(x1234567890):\n\treturn  [-1,  ]  # it's WE'LL\r\n\r\n    ==== \n \n\n        end   ",
-    "e\u0301 \u212b \ufb01 \u4e2d\u6587\u3001\u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \U0001f469\u200d\U0001f4bb \ufeff\ufffd",
+    "e\u0301 \u212b \ufb01 \u4e2d\u6587\u3001\u65e5\u672c \ud55c\uad6d \U0001f469\u200d\U0001f4bb \ufeff\ufffd",
 )
 """Texts in which tokenizers differ: all scripts up to the symbols, contractions, runs of digits and spaces, marks."""
 
