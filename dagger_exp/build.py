@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from dagger_exp.chat import Chat
 from dagger_exp.components import make, make_optional
 from dagger_exp.config import per_round
 from dagger_exp.data.datamodule import RoundDataModule
@@ -74,7 +75,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     world: World = make(cfg.env, scaffold=scaffold, sandboxes=sandboxes)
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
     student = replace(student, tools=scaffold.tools if scaffold else ())
-    chat = student.chat
+    chat = student.chat  # made once: a vocabulary of 150,000 takes it two seconds
     engine: Engine = make(
         cfg.engine,
         end_id=chat.end_id,
@@ -83,7 +84,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         folder=folder / "engine",
     )
     mixing: Mixing = make(cfg.mixing, schedule=make_optional(cfg.schedule))
-    runner = build_runner(cfg, world, scaffold, student, engine, mixing)
+    runner = build_runner(cfg, world, scaffold, student, chat, engine, mixing)
     if runner.labeler.logprobs:
         check_vocabularies(student, runner.teacher)
     collector = Collector(
@@ -109,10 +110,15 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
 
 
 def build_runner(
-    cfg: DictConfig, world: World, scaffold: Scaffold | None, student: Student, engine: Engine, mixing: Mixing
+    cfg: DictConfig,
+    world: World,
+    scaffold: Scaffold | None,
+    student: Student,
+    chat: Chat,
+    engine: Engine,
+    mixing: Mixing,
 ) -> Runner:
     """Build what plays an episode of the training."""
-    chat = student.chat
     policy = LanguagePolicy(
         engine=engine,
         chat=chat,

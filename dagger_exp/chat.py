@@ -220,7 +220,7 @@ class Chat:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
-        return self._encoded(text.encode(errors="replace").decode())  # half a surrogate pair, which JSON may hold
+        return self._encoded(text.encode(errors="replace").decode())  # half a surrogate pair has no tokens
 
     def _decode(self, ids: list[int]) -> str:
         if self._backend is None:
