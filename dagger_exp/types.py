@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the record on disk; a store of another version is refused, never guessed at."""
 
 

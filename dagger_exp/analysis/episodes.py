@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dagger_exp.errors import StoreError
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.view import StoreView
 from dagger_exp.types import Episode
 
@@ -90,7 +89,7 @@ def _collected(path: Path) -> EpisodeGroup:
 
 
 def _open_round(view: StoreView, round_index: int) -> EpisodeGroup:
-    episodes = [rows_to_episode(rows) for rows in view.committed_rows(round_index).values()]
+    episodes = view.committed_episodes(round_index)
     return EpisodeGroup(
         phase=COLLECT,
         round_index=round_index,

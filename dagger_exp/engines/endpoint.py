@@ -26,6 +26,7 @@ import msgspec
 import tenacity
 
 from dagger_exp.engines import refusals
+from dagger_exp.engines.gate import Gate
 from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
 from dagger_exp.engines.proxies import proxies
 from dagger_exp.engines.refusals import MissingError, SilentError, TransientError
@@ -34,8 +35,6 @@ from dagger_exp.errors import ConfigError, ContextError, EngineError, check_at_l
 CHECK_TIMEOUT_S = 20.0
 KEPT_S = 4.0
 """How long a connection is kept that nobody uses: vLLM closes it after 5 s, and a request that meets that is lost."""
-PASSING = 64
-"""Answers of a server that go on together, each step for all of them: one by one costs 15 % more CPU (64, 256)."""
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
 USER = re.compile(r"(?<=://)[^/@\s]+@")
@@ -92,7 +91,7 @@ class Endpoint:
         self.num_requests, self.num_failures, self._has_answered = 0, 0, False
         self._told: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
-        self._passage = asyncio.Semaphore(PASSING)
+        self._gate = Gate()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -102,7 +101,7 @@ class Endpoint:
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers(), proxy=proxies(self.address).get("https")
         ) as session:
-            self._session, self._passage = session, asyncio.Semaphore(PASSING)
+            self._session, self._gate = session, Gate()
             self._pace.renew()
             try:
                 yield
@@ -238,8 +237,7 @@ class Endpoint:
             async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
                 text = await answer.read()
             self._has_answered = True
-            async with self._passage:  # in groups, each some steps behind the one before
-                await asyncio.sleep(0)
+            await self._gate.passed(began)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
             raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None

@@ -13,7 +13,7 @@ from dagger_exp.rollout.lock_step import in_lock_step
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.types import Episode, Key, Task
 
 
@@ -51,7 +51,7 @@ class Evaluator:
             episodes = asyncio.run(self._play(round_index, on_episode))
             _check_failures(round_index, episodes)
             self.folder.mkdir(parents=True, exist_ok=True)
-            compact(path, (episode_to_rows(self.run_id, episode) for episode in episodes))
+            compact(path, (to_table(self.run_id, [episode]) for episode in episodes))
         reader = RoundReader([RoundFile(path)])
         return reader.episodes(range(len(reader)))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dagger_exp.errors import BudgetError, ConfigError
 from dagger_exp.store.files import read_json, write_json
-from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.view import StoreView
 from dagger_exp.types import Episode, Usage
 
@@ -49,7 +48,7 @@ class TeacherBudget:
         """Begin a round, or go on with one: with what its episodes have used, or more that was saved beside them."""
         self._path = store.episodes_folder(round_index) / "teacher_usage.json"  # goes when the round is closed
         self._saved = _read(self._path) if self._path.exists() else Usage()
-        of_episodes = usage_of([rows_to_episode(rows) for rows in store.committed_rows(round_index).values()])
+        of_episodes = usage_of(store.committed_episodes(round_index))
         self.before, self.in_round = _used_before(store, round_index), _most(of_episodes, self._saved)
 
     def save(self) -> None:

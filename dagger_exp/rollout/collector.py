@@ -29,7 +29,6 @@ from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.rollout.scored import try_scoring
 from dagger_exp.seeding import draw
-from dagger_exp.store.schema import rows_to_episode
 from dagger_exp.store.store import Store
 from dagger_exp.store.view import EpisodeSummary, summarize
 from dagger_exp.types import Episode, Key, StopReason, Task
@@ -132,13 +131,12 @@ class Collector:
 
     def _closed(self, round_index: int, num_episodes: int, goal: Goal, begin: float) -> list[Episode]:
         """Close the round with its first episodes, and return them."""
-        rows = self.store.rows(round_index, num_episodes)
-        summaries = [summarize(of_episode) for of_episode in rows]
+        episodes = self.store.episodes(round_index, num_episodes)
+        summaries = [summarize(episode) for episode in episodes]
         self._check_any(round_index, summaries, goal)
-        episodes = [rows_to_episode(of_episode) for of_episode in rows]
         _check_failures(round_index, episodes)
         counts = {"round/collect_s": time.monotonic() - begin, **self.runner.budget.metrics()}
-        self.store.close_round(round_index, rows, rollout_metrics(episodes) | counts)
+        self.store.close_round(round_index, num_episodes, rollout_metrics(episodes) | counts)
         self._warn_of_short(round_index, summaries, goal)
         return episodes
 

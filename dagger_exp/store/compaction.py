@@ -1,8 +1,8 @@
-"""How does a round become one file? Rows of whole episodes in, Parquet out."""
+"""How does a round become one file? Tables of whole episodes in, Parquet out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dagger_exp.store.files import written_aside
-from dagger_exp.store.schema import SCHEMA, Row
+from dagger_exp.store.schema import SCHEMA
 
 ROW_GROUP_TURNS = 1200
 """Reading an episode decodes one row group: small enough for random access, large enough to compress well."""
@@ -28,31 +28,33 @@ _WRITING: dict[str, Any] = {
 }
 
 
-def compact(path: Path, episodes: Iterable[Sequence[Row]]) -> None:
-    """Write the rows of these episodes, in this order, as one Parquet file that is there whole or not at all.
+def compact(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write these rows, in this order, as one Parquet file that is there whole or not at all.
 
-    Holds one row group in memory at a time; an episode never straddles two.
+    Holds one row group in memory at a time; a table never straddles two.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written.
     """
     with written_aside(path) as file, pq.ParquetWriter(file, SCHEMA, **_WRITING) as writer:
-        for rows in _row_groups(episodes):
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=len(rows))
+        for group in _row_groups(tables):
+            writer.write_table(group, row_group_size=len(group))
 
 
-def _row_groups(episodes: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    tokens = 0
-    for episode in episodes:
-        rows.extend(episode)
-        tokens += sum(_num_tokens(row) for row in episode)
-        if len(rows) >= ROW_GROUP_TURNS or tokens >= ROW_GROUP_TOKENS:
-            yield rows
-            rows, tokens = [], 0
-    if rows:
-        yield rows
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    group: list[pa.Table] = []
+    turns = tokens = 0
+    for table in tables:
+        group.append(table)
+        turns += len(table)
+        tokens += _num_tokens(table)
+        if turns >= ROW_GROUP_TURNS or tokens >= ROW_GROUP_TOKENS:
+            yield pa.concat_tables(group).combine_chunks()
+            group, turns, tokens = [], 0, 0
+    if group:
+        yield pa.concat_tables(group).combine_chunks()
 
 
-def _num_tokens(row: Row) -> int:
-    return sum(len(row[ids] or ()) for ids in ("context_ids", "response_ids", "label_ids"))
+def _num_tokens(table: pa.Table) -> int:
+    columns = (table.column(ids) for ids in ("context_ids", "response_ids", "label_ids"))
+    return sum(len(chunk.flatten()) for column in columns for chunk in column.chunks)

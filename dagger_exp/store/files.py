@@ -72,34 +72,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json_lines(path: Path, mend: str) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file with one in each line, at least one.
-
-    Raises:
-        StoreError: the file is missing or damaged; the sentence ends in `mend`.
-    """
-    return [_json_object(path, line, mend) for line in _read(path, mend).splitlines() or [b""]]
-
-
 def read_json(path: Path, mend: str) -> dict[str, Any]:
     """Return the one JSON object that a file holds.
 
     Raises:
         StoreError: the file is missing or damaged; the sentence ends in `mend`.
     """
-    return _json_object(path, _read(path, mend), mend)
-
-
-def _read(path: Path, mend: str) -> bytes:
     try:
-        return path.read_bytes()
+        value = json.loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}): {mend}.") from error
-
-
-def _json_object(path: Path, text: bytes, mend: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}): {mend}.") from error
     if not isinstance(value, dict):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dagger_exp.errors import StoreError
-from dagger_exp.store.schema import RECORD_COLUMNS, SCHEMA, rows_to_episode
+from dagger_exp.store.schema import RECORD_COLUMNS, SCHEMA, to_episodes
 from dagger_exp.types import Episode, StopReason
 
 CACHED_ROW_GROUPS = 4
@@ -140,7 +140,8 @@ class RoundReader:
             raise IndexError(f"episode {index} of {len(self)}")
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
         group, rows = self._files[place].locate(index - int(self._starts[place]))
-        return rows_to_episode(self._row_group(place, group)[rows].to_pylist())
+        [episode] = to_episodes(self._row_group(place, group)[rows])
+        return episode
 
     def episodes(self, indices: Sequence[int]) -> list[Episode]:
         """Return these episodes in the order asked for, decoding each row group once.

@@ -1,4 +1,4 @@
-"""One row per turn: the columns of the record, and the way from an episode to rows and back.
+"""One row per turn: the columns of the record, and the way from episodes to a table and back.
 
 The columns are the fields of `Episode` and `Turn` under their own names, but for the episode's wall time,
 which is `episode_wall_time_s`. An episode that ended before its first turn is one row whose turn columns are
@@ -7,17 +7,15 @@ all null, as in an outer join, so counting the non-null `turn_index` counts turn
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
-
-Row = dict[str, Any]
 
 SCHEMA = pa.schema(
     {
@@ -71,61 +69,59 @@ _EPISODE_COLUMNS = {
     if field.name != "turns"
 }
 _TURN_COLUMNS = [field.name for field in fields(Turn)]
-_NO_TURN: Row = dict.fromkeys([*_TURN_COLUMNS, "has_label"])
+_of_episode = attrgetter(*_EPISODE_COLUMNS.values())
+_of_turn = attrgetter(*_TURN_COLUMNS)
+_NO_TURN = (None,) * len(_TURN_COLUMNS)
+_ENUMS = {"actor": Actor, "stop_reason": StopReason}
 
 RECORD_COLUMNS = [*_EPISODE_COLUMNS, *_TURN_COLUMNS]
 """The columns that an `Episode` is made of; the others are derived or the same in the whole store."""
 
 
-def episode_to_rows(run_id: str, episode: Episode) -> list[Row]:
-    """Return one row of plain JSON values per turn, or one row without a turn.
+def to_table(run_id: str, episodes: Sequence[Episode]) -> pa.Table:
+    """Return one row per turn, and one without a turn for an episode that has none.
 
-    Log-probs are rounded to float32 and what UTF-8 cannot hold in a text becomes "?", here and not later, so
-    that a row is the same before and after compaction.
+    Log-probs are rounded to what their columns hold, and what UTF-8 cannot hold in a text becomes "?".
     """
-    shared = {column: getattr(episode, name) for column, name in _EPISODE_COLUMNS.items()}
-    shared = _plain(shared | {"run_id": run_id, "schema_version": SCHEMA_VERSION})
-    return [shared | _plain(_turn_columns(turn)) for turn in episode.turns] or [shared | _NO_TURN]
+    rows = [
+        (*_of_episode(episode), *(_of_turn(turn) if turn else _NO_TURN))
+        for episode in episodes
+        for turn in episode.turns or (None,)
+    ]
+    columns: dict[str, Sequence[Any]] = dict(zip(RECORD_COLUMNS, zip(*rows, strict=True), strict=True))
+    columns["run_id"], columns["schema_version"] = [run_id] * len(rows), [SCHEMA_VERSION] * len(rows)
+    columns["has_label"] = [
+        None if turn_index is None else label_ids is not None
+        for turn_index, label_ids in zip(columns["turn_index"], columns["label_ids"], strict=True)
+    ]
+    return pa.table([_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
-def rows_to_episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
-    """Return the episode that these rows, all of its rows in order, came from; its sequences are tuples."""
-    shared = {name: rows[0][column] for column, name in _EPISODE_COLUMNS.items()}
-    shared["stop_reason"] = StopReason(shared["stop_reason"])
-    return Episode(**shared, turns=tuple(_turn(row) for row in rows if row["turn_index"] is not None))
+def to_episodes(table: pa.Table) -> list[Episode]:
+    """Return the episodes that these rows, all rows of each of them in order, came from; sequences are tuples."""
+    columns = {name: _values(name, table.column(name)) for name in RECORD_COLUMNS}
+    turns = [
+        None if values[0] is None else Turn(*values)
+        for values in zip(*(columns[name] for name in _TURN_COLUMNS), strict=True)
+    ]
+    episodes = []
+    for _, group in groupby(range(len(turns)), columns["episode_index"].__getitem__):
+        places = list(group)
+        shared = {name: columns[column][places[0]] for column, name in _EPISODE_COLUMNS.items()}
+        episodes.append(Episode(**shared, turns=tuple(turn for place in places if (turn := turns[place]) is not None)))
+    return episodes
 
 
-def _turn_columns(turn: Turn) -> Row:
-    columns = {name: getattr(turn, name) for name in _TURN_COLUMNS}
-    return columns | {"has_label": turn.label_ids is not None}
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # the half of a surrogate pair, which an answer in JSON may hold
+        plain = [None if text is None else text.encode("utf-8", "replace").decode() for text in values]
+        return pa.array(plain, kind)
 
 
-def _turn(row: Mapping[str, Any]) -> Turn:
-    values = {name: row[name] for name in _TURN_COLUMNS}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-    values["actor"] = Actor(values["actor"])
-    return Turn(**values)
-
-
-def _plain(row: Row) -> Row:
-    return {
-        name: convert(value) if value is not None and (convert := _COLUMN_CONVERTERS.get(name)) else value
-        for name, value in row.items()
-    }
-
-
-def _plain_text(text: str) -> str:
-    # The output of a command may hold undecodable bytes as lone surrogates, which Parquet refuses. A member of an enum
-    # becomes its value.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-_CONVERTERS: dict[pa.DataType, Callable[[Any], Any]] = {
-    pa.string(): _plain_text,
-    pa.list_(pa.int32()): lambda ids: array("i", ids).tolist(),
-    pa.list_(pa.float16()): lambda values: np.asarray(values, np.float16).tolist(),
-    pa.list_(pa.float32()): lambda values: array("f", values).tolist(),
-}
-_COLUMN_CONVERTERS = {field.name: _CONVERTERS[field.type] for field in SCHEMA if field.type in _CONVERTERS}
+def _values(name: str, column: pa.ChunkedArray) -> list[Any]:
+    values = column.to_pylist()
+    if (convert := _ENUMS.get(name, tuple if pa.types.is_list(column.type) else None)) is None:
+        return values
+    return [None if value is None else convert(value) for value in values]

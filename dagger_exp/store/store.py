@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from dagger_exp.errors import StoreError
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import ASIDE_SUFFIX, write_json, written_aside
 from dagger_exp.store.reader import RoundFile
-from dagger_exp.store.schema import TIME_COLUMNS, Row, episode_to_rows
-from dagger_exp.store.view import EpisodeSummary, StoreView, read_episodes, sha256, summarize
+from dagger_exp.store.schema import SCHEMA, TIME_COLUMNS, to_episodes, to_table
+from dagger_exp.store.view import EpisodeSummary, StoreView, by_episode, read_table, sha256, summarize
 from dagger_exp.types import SCHEMA_VERSION, Episode
 
 LOCK = "writer.lock"
 """What a writer holds locked while it lives; the file is empty, and stays."""
-_as_json = json.JSONEncoder(check_circular=False).encode  # to look for circles takes a third of the time
 
 
 class Store(StoreView):
@@ -51,7 +51,7 @@ class Store(StoreView):
                 f"{folder} is the store of run {self.run_id}, not of {run_id}: "
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
-        self._open: dict[int, dict[int, list[Row]]] = {}
+        self._open: dict[int, dict[int, pa.Table]] = {}
         self._lock: int | None = None
 
     @staticmethod
@@ -98,39 +98,39 @@ class Store(StoreView):
                 f"round {round_index} of {self.folder} is closed and takes no episode: "
                 "collect into a later round, or start a new run."
             )
-        rows = {episode.episode_index: episode_to_rows(self.run_id, episode) for episode in episodes}
-        there = self._open_rows(round_index)
-        new = {index: of_episode for index, of_episode in rows.items() if index not in there}
-        for index in rows.keys() - new.keys():
-            self._check_equal(round_index, index, rows[index])
-        self._write(round_index, new)
-        there.update(new)
-        return [summarize(of_episode) for of_episode in rows.values()]
+        there = self._open_tables(round_index)
+        new = [episode for episode in episodes if episode.episode_index not in there]
+        for episode in episodes:
+            if episode.episode_index in there:
+                self._check_equal(episode)
+        if new:
+            table = to_table(self.run_id, new)
+            self._write(round_index, table)
+            there.update(by_episode(table))
+        return [summarize(episode) for episode in episodes]
 
     def discard(self, round_index: int, episode_indices: Collection[int]) -> None:
         """Take episodes out of an open round, for them to be played again."""
         for path in self.committed_paths(round_index):
-            rows = dict(read_episodes(path))
-            kept = {index: of_episode for index, of_episode in rows.items() if index not in episode_indices}
-            if len(kept) < len(rows) and self._write(round_index, kept) != path:
+            tables = by_episode(read_table(path))
+            kept = [table for index, table in tables.items() if index not in episode_indices]
+            if len(kept) < len(tables) and (not kept or self._write(round_index, pa.concat_tables(kept)) != path):
                 path.unlink()
         for index in episode_indices:
-            self._open_rows(round_index).pop(index, None)
+            self._open_tables(round_index).pop(index, None)
 
-    def rows(self, round_index: int, num_episodes: int) -> list[list[Row]]:
-        """Return the rows of episodes 0 to num_episodes - 1 of an open round.
+    def episodes(self, round_index: int, num_episodes: int) -> list[Episode]:
+        """Return episodes 0 to num_episodes - 1 of an open round, as they will be read when it is closed.
 
         Raises:
             StoreError: an episode is missing or damaged.
         """
-        rows = self._open_rows(round_index)
-        self._check_complete(round_index, num_episodes, rows)
-        return [rows[index] for index in range(num_episodes)]
+        return to_episodes(pa.concat_tables([SCHEMA.empty_table(), *self._tables(round_index, num_episodes)]))
 
     def close_round(
         self,
         round_index: int,
-        episodes: Sequence[Sequence[Row]],
+        num_episodes: int,
         counts: Mapping[str, Any],
         origin: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -143,16 +143,16 @@ class Store(StoreView):
 
         Args:
             round_index: the round.
-            episodes: that it keeps, as `rows` returned them.
+            num_episodes: that it keeps.
             counts: JSON values that the manifest shall hold as well.
             origin: where the episodes came from, for the manifest; None where they were played.
 
         Raises:
-            StoreError: the disk is full or cannot be written.
+            StoreError: an episode is missing or damaged, or the disk is full or cannot be written.
         """
         if not self.is_closed(round_index):
-            num_dropped = len(self._open_rows(round_index)) - len(episodes)
-            compact(self.parquet_path(round_index), episodes)
+            compact(self.parquet_path(round_index), self._tables(round_index, num_episodes))
+            num_dropped = len(self._open_tables(round_index)) - num_episodes
             manifest = self._describe(round_index, num_dropped, counts)
             manifest |= {} if origin is None else {"origin": dict(origin)}
             write_json(self.manifest_path(round_index), manifest)
@@ -160,24 +160,29 @@ class Store(StoreView):
             del self._open[round_index]
         return self.manifest(round_index)
 
-    def _open_rows(self, round_index: int) -> dict[int, list[Row]]:
+    def _open_tables(self, round_index: int) -> dict[int, pa.Table]:
         """Return the rows of an open round's episodes; the disk is asked once, since nobody else writes there."""
         if round_index not in self._open:
-            self._open[round_index] = self.committed_rows(round_index)
+            self._open[round_index] = self.committed_tables(round_index)
         return self._open[round_index]
 
-    def _write(self, round_index: int, episodes: Mapping[int, Sequence[Row]]) -> Path | None:
-        """Write episodes into one file and return it; None where there are none."""
-        if not episodes:
-            return None
-        path = self.episodes_folder(round_index) / f"{next(iter(episodes)):06d}.jsonl"
-        with written_aside(path) as file:
-            file.write("".join(f"{_as_json(row)}\n" for rows in episodes.values() for row in rows).encode())
+    def _tables(self, round_index: int, num_episodes: int) -> list[pa.Table]:
+        """Return the rows of episodes 0 to num_episodes - 1."""
+        tables = self._open_tables(round_index)
+        self._check_complete(round_index, num_episodes, tables)
+        return [tables[index] for index in range(num_episodes)]
+
+    def _write(self, round_index: int, table: pa.Table) -> Path:
+        """Write episodes into one file and return it."""
+        path = self.episodes_folder(round_index) / f"{table.column('episode_index')[0].as_py():06d}.arrow"
+        with written_aside(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            writer.write_table(table)
         return path
 
-    def _check_equal(self, round_index: int, index: int, rows: Sequence[Row]) -> None:
+    def _check_equal(self, episode: Episode) -> None:
         """Refuse an episode that is there already, but differs."""
-        if _without_times(rows) != _without_times(self._open_rows(round_index)[index]):
+        round_index, index = episode.round_index, episode.episode_index
+        if _without_times(to_table(self.run_id, [episode])) != _without_times(self._open_tables(round_index)[index]):
             raise StoreError(
                 f"{self._file_of(round_index, index)} holds a different episode {index}: delete that file to collect "
                 "what it holds again, or find the choice that does not follow from the seed."
@@ -185,7 +190,7 @@ class Store(StoreView):
 
     def _file_of(self, round_index: int, index: int) -> Path:
         files = self.committed_paths(round_index)
-        return next(path for path in files if any(index == held for held, _ in read_episodes(path)))
+        return next(path for path in files if index in by_episode(read_table(path)))
 
     def _check_complete(self, round_index: int, num_episodes: int, found: Collection[int]) -> None:
         missing = [index for index in range(num_episodes) if index not in found]
@@ -219,6 +224,6 @@ class Store(StoreView):
                 aside.unlink(missing_ok=True)
 
 
-def _without_times(rows: Sequence[Row]) -> list[str]:
+def _without_times(table: pa.Table) -> str:
     # As text, because a NaN does not equal itself.
-    return [json.dumps({name: row[name] for name in sorted(row.keys() - TIME_COLUMNS)}) for row in rows]
+    return str(table.drop_columns(list(TIME_COLUMNS)).to_pylist())

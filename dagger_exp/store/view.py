@@ -2,8 +2,8 @@
 
 store.json                 whose store this is, and in which schema version
 writer.lock                held by the process that writes, empty
-000/episodes/000012.jsonl  an open round: one file for the episodes that were committed together, named after the
-                           first of them, one line for each turn
+000/episodes/000012.arrow  an open round: one file for the episodes that were committed together, named after the
+                           first of them, one row for each turn
 000/episodes.parquet       a closed round, and beside it
 000/manifest.json          its description, whose arrival is what closes the round
 """
@@ -11,18 +11,19 @@ writer.lock                held by the process that writes, empty
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from dagger_exp.errors import StoreError
-from dagger_exp.store.files import read_json, read_json_lines
+from dagger_exp.store.files import read_json
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import Row
-from dagger_exp.types import SCHEMA_VERSION, StopReason
+from dagger_exp.store.schema import SCHEMA, to_episodes
+from dagger_exp.types import SCHEMA_VERSION, Episode, StopReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class StoreView:
             numbers = (reader.num_turns.tolist(), reader.num_labels.tolist())
             columns = zip(*numbers, reader.stop_reasons, reader.task_ids, strict=True)
             return {index: EpisodeSummary(*values) for index, values in enumerate(columns)}
-        return {index: summarize(rows) for index, rows in self.committed_rows(round_index).items()}
+        return {episode.episode_index: summarize(episode) for episode in self.committed_episodes(round_index)}
 
     def is_closed(self, round_index: int) -> bool:
         """Return whether the round has its manifest, so that nothing in it will change."""
@@ -123,18 +124,27 @@ class StoreView:
         """Return where a closed round has its manifest."""
         return self.folder / f"{round_index:03d}" / "manifest.json"
 
-    def committed_rows(self, round_index: int) -> dict[int, list[Row]]:
+    def committed_episodes(self, round_index: int) -> list[Episode]:
+        """Return the episodes of an open round in ascending order.
+
+        Raises:
+            StoreError: a file is damaged.
+        """
+        return [to_episodes(table)[0] for table in self.committed_tables(round_index).values()]
+
+    def committed_tables(self, round_index: int) -> dict[int, pa.Table]:
         """Return the rows of each episode of an open round, by episode index in ascending order.
 
         Raises:
             StoreError: a file is damaged.
         """
-        found = {index: rows for path in self.committed_paths(round_index) for index, rows in read_episodes(path)}
-        return dict(sorted(found.items(), key=itemgetter(0)))
+        paths = self.committed_paths(round_index)
+        found = {index: table for path in paths for index, table in by_episode(read_table(path)).items()}
+        return {index: found[index] for index in sorted(found)}
 
     def committed_paths(self, round_index: int) -> list[Path]:
         """Return the files of an open round's episodes."""
-        return sorted(self.episodes_folder(round_index).glob("*.jsonl"))
+        return sorted(self.episodes_folder(round_index).glob("*.arrow"))
 
     def _open_file(self, round_index: int) -> RoundFile:
         manifest = self.manifest(round_index)
@@ -144,24 +154,33 @@ class StoreView:
         return file
 
 
-def read_episodes(path: Path) -> list[tuple[int, list[Row]]]:
-    """Return the episodes that were committed together, each with its rows.
+def read_table(path: Path) -> pa.Table:
+    """Return the rows of the episodes that were committed together.
 
     Raises:
         StoreError: the file is missing or damaged.
     """
-    rows = read_json_lines(path, "delete it and resume the run to collect what it held again")
-    return [(index, list(of_episode)) for index, of_episode in groupby(rows, itemgetter("episode_index"))]
+    try:
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        table.validate(full=True)
+        return table.cast(SCHEMA)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        mend = "delete it and resume the run to collect what it held again"
+        raise StoreError(f"{path} is damaged ({error}): {mend}.") from error
 
 
-def summarize(rows: Sequence[Row]) -> EpisodeSummary:
-    """Return the summary of one episode's rows."""
-    return EpisodeSummary(
-        num_turns=sum(row["turn_index"] is not None for row in rows),
-        num_labels=sum(row["has_label"] or False for row in rows),
-        stop_reason=StopReason(rows[0]["stop_reason"]),
-        task_id=rows[0]["task_id"],
-    )
+def by_episode(table: pa.Table) -> dict[int, pa.Table]:
+    """Return the rows of each episode, which stand together, by episode index."""
+    tables, begin = {}, 0
+    for index, rows in groupby(table.column("episode_index").to_pylist()):
+        tables[index] = table.slice(begin, num_rows := len(list(rows)))
+        begin += num_rows
+    return tables
+
+
+def summarize(episode: Episode) -> EpisodeSummary:
+    """Return what a collector must know of an episode."""
+    return EpisodeSummary(len(episode.turns), episode.num_labels, episode.stop_reason, episode.task_id)
 
 
 def sha256(path: Path) -> str:

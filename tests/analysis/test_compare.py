@@ -19,7 +19,7 @@ from dagger_exp.analysis.pairs import bootstrap_interval, differences, mcnemar, 
 from dagger_exp.analysis.workspace import build_workspace, grouping
 from dagger_exp.errors import UserError
 from dagger_exp.store.compaction import compact
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.types import Episode, StopReason
 
 LINEAR = {"_target_": "dagger_exp.schedules.Linear", "start": 1.0, "end": 0.0}
@@ -243,7 +243,7 @@ def with_episodes(run: Run, folder: Path, solved: int, of: int = 10) -> Run:
     reasons = [SOLVED] * solved + [UNSOLVED] * (of - solved)
     episodes = [Episode(1, index, f"task-{index}", reason, ()) for index, reason in enumerate(reasons)]
     path = folder / "eval" / f"round_{len(run.rows) - 1:03d}.parquet"
-    compact(path, (episode_to_rows(run.name, episode) for episode in episodes))
+    compact(path, (to_table(run.name, [episode]) for episode in episodes))
     return replace(run, folder=folder)
 
 

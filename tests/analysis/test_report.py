@@ -21,7 +21,7 @@ from dagger_exp.evaluation.metrics import evaluation_metrics
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
@@ -61,8 +61,8 @@ def make_run(folder: Path, closed: Sequence[Episode], opened: Sequence[Episode] 
     store = Store(folder / "rounds", folder.name)
     for episode in (*closed, *opened):
         store.commit(episode)
-    store.close_round(0, store.rows(0, len(closed)), {})
-    compact(folder / "eval" / "round_000.parquet", (episode_to_rows(folder.name, episode) for episode in closed))
+    store.close_round(0, len(closed), {})
+    compact(folder / "eval" / "round_000.parquet", (to_table(folder.name, [episode]) for episode in closed))
     row = {"round": 0, "round/beta": 0.5, "round/loss": float("nan"), "rollout/num_labels": 6, "eval/success_rate": 0.5}
     config = {"seed": 0, "name": folder.name, "rounds": {"num_rounds": 2}}
     manifest = {
@@ -271,7 +271,7 @@ def test_a_run_that_goes_on_is_in_no_mean_of_its_group(tmp_path: Path) -> None:
 def test_a_group_has_one_failure_table(tmp_path: Path) -> None:
     folders = make_sweep(tmp_path)
     timeout = make_episode(0, 0, stop_reason=StopReason.TIMEOUT)
-    compact(folders[0] / "eval" / "round_000.parquet", [episode_to_rows("run", timeout)])
+    compact(folders[0] / "eval" / "round_000.parquet", [to_table("run", [timeout])])
     row = {"round": 0, "eval/success_rate": 0.5, "rollout/num_labels": 0}
     for folder, rate in zip(folders, (0.5, 0.25, 0.75), strict=False):
         write_json(folder / "summary.json", {"rounds": [row | {"eval/loop_rate": rate}]})

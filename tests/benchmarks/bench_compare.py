@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
 NUM_SEEDS = 5
@@ -59,7 +59,7 @@ def write_run(folder: Path, group: int, seed: int, num_rounds: int) -> None:
     write_json(folder / "summary.json", rows[-1] | {"rounds": rows})
     episodes = [episode(num_rounds - 1, index, is_solved) for index, is_solved in enumerate(solved)]
     evaluation = folder / "eval" / f"round_{num_rounds - 1:03d}.parquet"
-    compact(evaluation, (episode_to_rows(folder.name, played) for played in episodes))
+    compact(evaluation, (to_table(folder.name, [played]) for played in episodes))
 
 
 def round_row(index: int, coins: random.Random) -> dict[str, float]:

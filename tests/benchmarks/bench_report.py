@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
@@ -65,7 +65,7 @@ def build(folder: Path) -> int:
         evaluated = [_episode(coins, 0, index, None) for index in range(EPISODES["evaluate"])]
         _close(store, round_index, collected)
         place = folder / "eval" / f"round_{round_index:03d}.parquet"
-        compact(place, (episode_to_rows(RUN_ID, episode) for episode in evaluated))
+        compact(place, (to_table(RUN_ID, [episode]) for episode in evaluated))
         num_turns += sum(len(episode.turns) for episode in collected + evaluated)
     config = {"name": "dagger", "seed": 0, "rounds": {"num_rounds": NUM_ROUNDS}}
     write_json(folder / "manifest.json", {"schema_version": SCHEMA_VERSION, "run_id": RUN_ID, "config": config})
@@ -75,13 +75,8 @@ def build(folder: Path) -> int:
 
 
 def _close(store: Store, round_index: int, episodes: list[Episode]) -> None:
-    # Written without the fsync of `Store.commit`.
-    store.episodes_folder(round_index).mkdir(parents=True)
-    for episode in episodes:
-        lines = [json.dumps(row) for row in episode_to_rows(RUN_ID, episode)]
-        path = store.episodes_folder(round_index) / f"{episode.episode_index:06d}.jsonl"
-        path.write_text("\n".join(lines) + "\n")
-    store.close_round(round_index, store.rows(round_index, len(episodes)), {})
+    store.commit(*episodes)
+    store.close_round(round_index, len(episodes), {})
 
 
 def _episode(coins: random.Random, round_index: int, index: int, beta: float | None) -> Episode:

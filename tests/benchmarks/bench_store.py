@@ -21,7 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from dagger_exp.store.schema import episode_to_rows
+import pyarrow as pa
+
+from dagger_exp.store.schema import SCHEMA, to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
@@ -57,12 +59,13 @@ def build(folder: Path, num_turns: int, num_context_ids: int, num_response_ids: 
         turns, episode_index = 0, 0
         while turns < num_turns // NUM_ROUNDS:
             episode = _episode(round_index, episode_index, coins, num_context_ids, num_response_ids)
-            path = store.episodes_folder(round_index) / f"{episode_index:06d}.jsonl"
-            path.write_text("".join(f"{json.dumps(row)}\n" for row in episode_to_rows(RUN_ID, episode)))
+            path = store.episodes_folder(round_index) / f"{episode_index:06d}.arrow"
+            with pa.ipc.new_file(str(path), SCHEMA) as writer:
+                writer.write_table(to_table(RUN_ID, [episode]))
             turns += len(episode.turns)
             episode_index += 1
         begin = time.perf_counter()
-        store.close_round(round_index, store.rows(round_index, episode_index), {})
+        store.close_round(round_index, episode_index, {})
         close_s += time.perf_counter() - begin
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     return {"close_s_per_round": close_s / NUM_ROUNDS, "parquet_mb": size / 1e6}

@@ -14,7 +14,7 @@ import pytest
 
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.types import SCHEMA_VERSION, Episode, StopReason
 
 NUM_TASKS = 20
@@ -32,7 +32,7 @@ def write_run(
     write_json(folder / "summary.json", rows[-1] | {"rounds": rows})
     reasons = [StopReason.SOLVED] * num_solved + [StopReason.MAX_TURNS] * (NUM_TASKS - num_solved)
     episodes = [Episode(1, index, f"task-{index:02d}", reason, ()) for index, reason in enumerate(reasons)]
-    compact(folder / "eval" / "round_001.parquet", (episode_to_rows(folder.name, episode) for episode in episodes))
+    compact(folder / "eval" / "round_001.parquet", (to_table(folder.name, [episode]) for episode in episodes))
     return folder
 
 

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Path:
     writer.commit(Episode(0, 0, "t0", StopReason.SOLVED, turns))
     writer.commit(Episode(0, 1, "t1", StopReason.SANDBOX, turns))
     writer.commit(Episode(0, 2, "t2", StopReason.UNSOLVED, [turn(0, "go", "e", "f")]))
-    writer.close_round(0, writer.rows(0, 3), {})
+    writer.close_round(0, 3, {})
     writer.commit(Episode(1, 0, "t0", StopReason.SOLVED, turns))
     return tmp_path / "run"
 

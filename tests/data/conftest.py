@@ -56,7 +56,7 @@ def make_data(tmp_path: Path) -> MakeData:
             if not store.is_closed(round_index):
                 for episode in episodes:
                     store.commit(episode)
-                store.close_round(round_index, store.rows(round_index, len(episodes)), {})
+                store.close_round(round_index, len(episodes), {})
         options: dict[str, Any] = {"seed": 0, "batch_size": 3, "max_tree_tokens": 64, "max_tokens": 64, "pad_id": 0}
         options["keeps"] = EpisodeFilter()
         return RoundDataModule(store=store, **options | changes)

@@ -26,7 +26,7 @@ from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
-from dagger_exp.store.schema import TIME_COLUMNS, episode_to_rows
+from dagger_exp.store.schema import TIME_COLUMNS, to_table
 from dagger_exp.store.store import Store
 from dagger_exp.training.tokenizers import byte_tokenizer, word_tokenizer
 from dagger_exp.types import Actor, Episode, StopReason
@@ -72,8 +72,8 @@ def collector_of(runner: Runner, folder: Path, demonstrations: Demonstrations | 
 
 def rows_of(episodes: Sequence[Episode]) -> list[Raw]:
     """Return the rows of episodes but for who recorded them and when, in the order of their tasks."""
-    rows = [row for one in sorted(episodes, key=lambda one: one.task_id) for row in episode_to_rows("", one)]
-    return [{name: value for name, value in row.items() if name not in WHO_AND_WHEN} for row in rows]
+    table = to_table("", sorted(episodes, key=lambda one: one.task_id))
+    return table.drop_columns(list(WHO_AND_WHEN)).to_pylist()
 
 
 def written(folder: Path, *rows: Any, name: str = "demos.jsonl") -> Path:

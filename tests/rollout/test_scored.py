@@ -18,7 +18,7 @@ from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.protocols import Scores
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.scored import scored
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import from_scratch
 from dagger_exp.types import Actor, Episode, StopReason, Turn, Usage
@@ -80,10 +80,10 @@ def test_they_are_kept_as_16_bit_numbers(tmp_path: Path) -> None:
     episode = Episode(0, 0, "t", StopReason.SOLVED, turns)
     store = Store(tmp_path, "run")
     store.commit(episode)
-    store.close_round(0, store.rows(0, 1), {})
+    store.close_round(0, 1, {})
     [found] = store.read(0).episodes([0])
     assert found.turns[0].teacher_logprobs == (float(np.float16(-0.1)), -2.0)
-    assert episode_to_rows("run", found) == episode_to_rows("run", episode)
+    assert to_table("run", [found]).equals(to_table("run", [episode]))
 
 
 @pytest.mark.parametrize("scaling", [{"logits_scaling": 4.0}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.1}])

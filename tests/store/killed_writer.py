@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
             if not store.committed(round_index).keys() >= {*together} - {3}:
                 store.commit(*(episode(round_index, episode_index) for episode_index in together))
         store.discard(round_index, {3})
-        store.close_round(round_index, store.rows(round_index, 2), {"attempts": 1})
+        store.close_round(round_index, 2, {"attempts": 1})
 
 
 def write_until_killed(folder: Path, num_operations: int) -> None:

@@ -54,7 +54,7 @@ def test_a_writer_killed_anywhere_loses_nothing_and_writes_nothing_twice(attempt
 
 def test_half_written_files_are_ignored_and_removed(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    (store.episodes_folder(0) / "000001.jsonl.12ab.tmp").write_text('{"run_id": "run-a", "turn')
+    (store.episodes_folder(0) / "000001.arrow.12ab.tmp").write_text('{"run_id": "run-a", "turn')
     (folder / "000" / "episodes.parquet.12ab.tmp").write_bytes(b"PAR1")
     assert list(store.committed(0)) == [0]
     again = Store(folder, "run-a")
@@ -67,7 +67,7 @@ def test_a_parquet_file_without_its_manifest_is_written_again(store, make_episod
     store.commit(make_episode(0))
     store.parquet_path(0).write_bytes(b"of an earlier attempt")
     assert (store.rounds(), store.is_closed(0)) == ([], False)
-    store.close_round(0, store.rows(0, 1), {})
+    store.close_round(0, 1, {})
     assert store.read(0).episode(0) == make_episode(0)
 
 
@@ -76,7 +76,7 @@ def test_a_second_writer_is_refused_and_takes_nothing_from_the_first_until_that_
     script = f"from pathlib import Path; from dagger_exp.store.store import Store; {holding}"
     command = [sys.executable, "-c", script, str(store.folder)]
     store.commit(make_episode(0))
-    half_written = store.episodes_folder(0) / "000001.jsonl.12ab.tmp"
+    half_written = store.episodes_folder(0) / "000001.arrow.12ab.tmp"
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         first.stdout.readline()

@@ -10,7 +10,7 @@ from dagger_exp.errors import StoreError
 from dagger_exp.store import compaction
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import episode_to_rows
+from dagger_exp.store.schema import to_table
 from dagger_exp.types import StopReason
 
 
@@ -20,10 +20,10 @@ def closed(store, make_episode):
     store.commit(make_episode(0))
     store.commit(make_episode(1, num_turns=0, stop_reason=StopReason.ENGINE))
     store.commit(make_episode(2, num_turns=5, stop_reason=StopReason.UNSOLVED))
-    store.close_round(0, store.rows(0, 3), {})
+    store.close_round(0, 3, {})
     store.commit(make_episode(0, round_index=1, num_turns=1, task_id="other"))
     store.commit(make_episode(1, round_index=1))
-    store.close_round(1, store.rows(1, 2), {})
+    store.close_round(1, 2, {})
     return store
 
 
@@ -64,7 +64,7 @@ def test_a_reader_of_no_rounds_is_empty(closed) -> None:
 def test_row_groups_hold_whole_episodes(tmp_path, make_episode, monkeypatch, bound) -> None:
     monkeypatch.setattr(compaction, bound, 20)
     episodes = [make_episode(index, num_turns=index % 5) for index in range(60)]
-    compact(tmp_path / "episodes.parquet", (episode_to_rows("run", episode) for episode in episodes))
+    compact(tmp_path / "episodes.parquet", (to_table("run", [episode]) for episode in episodes))
     file = pq.ParquetFile(tmp_path / "episodes.parquet")
     groups = [file.read_row_group(g)["episode_index"].to_pylist() for g in range(file.num_row_groups)]
     assert len(groups) > 5

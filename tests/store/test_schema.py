@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import math
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import SCHEMA, episode_to_rows, rows_to_episode
+from dagger_exp.store.schema import SCHEMA, to_table
+from dagger_exp.store.store import Store
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 INDICES = st.integers(0, 2**31 - 1)
@@ -63,10 +64,14 @@ def test_columns_are_plain_so_that_datasets_reads_them() -> None:
     assert not any(isinstance(kind, pa.BaseExtensionType) for kind in SCHEMA.types)
 
 
-@given(EPISODES)
-def test_an_episode_survives_json(episode: Episode) -> None:
-    lines = [json.dumps(row) for row in episode_to_rows("run", episode)]
-    assert rows_to_episode([json.loads(line) for line in lines]) == episode
+@settings(max_examples=50)
+@given(st.lists(EPISODES, min_size=1, max_size=4, unique_by=lambda episode: episode.episode_index))
+def test_episodes_survive_a_commit(episodes: list[Episode]) -> None:
+    episodes = [replace(episode, round_index=0) for episode in episodes]
+    with tempfile.TemporaryDirectory() as folder:
+        Store(Path(folder) / "rounds", "run").commit(*episodes)
+        read = Store(Path(folder) / "rounds", "run").committed_episodes(0)
+    assert read == sorted(episodes, key=lambda episode: episode.episode_index)
 
 
 @settings(max_examples=50)
@@ -74,7 +79,7 @@ def test_an_episode_survives_json(episode: Episode) -> None:
 def test_episodes_survive_parquet(episodes: list[Episode]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "episodes.parquet"
-        compact(path, (episode_to_rows("run", episode) for episode in episodes))
+        compact(path, (to_table("run", [episode]) for episode in episodes))
         reader = RoundReader([RoundFile(path)])
         assert reader.episodes(range(len(reader))) == episodes
         assert reader.num_labels.tolist() == [episode.num_labels for episode in episodes]
@@ -83,12 +88,24 @@ def test_episodes_survive_parquet(episodes: list[Episode]) -> None:
 def test_arrays_of_numpy_are_stored_as_the_numbers_they_hold(make_episode) -> None:
     episode = make_episode(0)
     arrays = replace(episode.turns[0], context_ids=np.array([0, 7]), sampling_logprobs=np.array([-0.5, -0.25]))
-    rows = episode_to_rows("run", replace(episode, turns=(arrays, *episode.turns[1:])))
-    assert json.dumps(rows) == json.dumps(episode_to_rows("run", episode))
+    of_arrays = replace(episode, turns=(arrays, *episode.turns[1:]))
+    assert to_table("run", [of_arrays]).equals(to_table("run", [episode]))
+
+
+def test_log_probabilities_that_are_no_numbers_are_kept(make_episode, store) -> None:
+    turn = replace(
+        make_episode(0).turns[0], teacher_logprobs=(-math.inf, -0.1), sampling_logprobs=(math.nan, -math.inf)
+    )
+    store.commit(make_episode(0, turns=(turn,)))
+    [[open_turn]] = [episode.turns for episode in Store(store.folder, "run-a").committed_episodes(0)]
+    store.close_round(0, 1, {})
+    for kept in (open_turn, store.read(0).episode(0).turns[0]):
+        assert kept.teacher_logprobs == (-math.inf, float(np.float16(-0.1)))
+        assert repr(kept.sampling_logprobs) == "(nan, -inf)"
 
 
 def test_undecodable_output_of_a_command_does_not_stop_a_round(make_episode, store) -> None:
     turn = replace(make_episode(0).turns[0], observation="caf\udce9")
     store.commit(make_episode(0, turns=(turn,)))
-    store.close_round(0, store.rows(0, 1), {})
+    store.close_round(0, 1, {})
     assert store.read(0).episode(0).turns[0].observation == "caf?"

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dagger_exp.errors import StoreError
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import StopReason
 
@@ -32,7 +34,7 @@ def test_a_closed_round_tells_the_same_as_the_open_one(store, make_episode) -> N
     for index in range(3):
         store.commit(make_episode(index, num_turns=index))
     before = store.committed(0)
-    store.close_round(0, store.rows(0, 3), {})
+    store.close_round(0, 3, {})
     assert store.committed(0) == before
 
 
@@ -40,7 +42,7 @@ def test_the_manifest_counts_what_the_round_holds(store, make_episode) -> None:
     for index in range(4):
         store.commit(make_episode(index, num_turns=index))
     store.commit(make_episode(9))
-    manifest = store.close_round(0, store.rows(0, 4), {"num_drifts": 2})
+    manifest = store.close_round(0, 4, {"num_drifts": 2})
     assert manifest["num_episodes"] == 4
     assert (manifest["num_turns"], manifest["num_labels"], manifest["num_dropped"]) == (6, 4, 1)
     assert manifest["stop_reasons"] == {"solved": 4}
@@ -52,16 +54,15 @@ def test_the_manifest_counts_what_the_round_holds(store, make_episode) -> None:
 
 def test_closing_twice_changes_nothing(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    rows = store.rows(0, 1)
-    manifest = store.close_round(0, rows, {})
+    manifest = store.close_round(0, 1, {})
     before = contents(folder)
-    assert store.close_round(0, rows, {"other": 1}) == manifest
+    assert store.close_round(0, 1, {"other": 1}) == manifest
     assert contents(folder) == before
 
 
 def test_later_commits_leave_closed_rounds_untouched(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    store.close_round(0, store.rows(0, 1), {})
+    store.close_round(0, 1, {})
     before = contents(folder / "000")
     store.commit(make_episode(0, round_index=1))
     with pytest.raises(StoreError, match=r"round 0 .* is closed"):
@@ -72,7 +73,7 @@ def test_later_commits_leave_closed_rounds_untouched(store, folder, make_episode
 def test_the_next_round_is_the_first_that_is_open(store, make_episode) -> None:
     assert (store.rounds(), store.next_round()) == ([], 0)
     store.commit(make_episode(0, round_index=1))
-    store.close_round(1, store.rows(1, 1), {})
+    store.close_round(1, 1, {})
     assert (store.rounds(), store.next_round()) == ([1], 0)
 
 
@@ -95,13 +96,13 @@ def test_a_different_episode_of_the_same_index_is_refused(store, folder, make_ep
 
 def test_what_is_committed_together_is_one_file_and_is_told_apart(store, folder, make_episode) -> None:
     summaries = store.commit(make_episode(7), make_episode(2, num_turns=0), make_episode(3))
-    assert [path.name for path in store.committed_paths(0)] == ["000007.jsonl"]
+    assert [path.name for path in store.committed_paths(0)] == ["000007.arrow"]
     assert list(Store(folder, "run-a").committed(0).items()) == [
         (2, summaries[1]),
         (3, summaries[2]),
         (7, summaries[0]),
     ]
-    assert [(index, len(rows)) for index, rows in store.committed_rows(0).items()] == [(2, 1), (3, 3), (7, 3)]
+    assert [(index, len(rows)) for index, rows in store.committed_tables(0).items()] == [(2, 1), (3, 3), (7, 3)]
 
 
 def test_of_episodes_that_come_again_only_the_new_ones_are_written(store, folder, make_episode) -> None:
@@ -109,7 +110,7 @@ def test_of_episodes_that_come_again_only_the_new_ones_are_written(store, folder
     before = contents(folder)
     again = Store(folder, "run-a")
     again.commit(make_episode(1), make_episode(2))
-    assert {path.name for path in again.committed_paths(0)} == {"000000.jsonl", "000002.jsonl"}
+    assert {path.name for path in again.committed_paths(0)} == {"000000.arrow", "000002.arrow"}
     assert contents(folder).items() > before.items()
     with pytest.raises(StoreError, match="different episode 1"):
         again.commit(make_episode(3), make_episode(1, stop_reason=StopReason.UNSOLVED))
@@ -123,14 +124,14 @@ def test_discarded_episodes_go_and_may_come_anew(store, folder, make_episode) ->
     assert list(Store(folder, "run-a").committed(0)) == [1]
     store.commit(make_episode(0), make_episode(2))
     assert [summary.stop_reason for summary in store.committed(0).values()] == [StopReason.SOLVED] * 3
-    assert store.close_round(0, store.rows(0, 3), {})["num_dropped"] == 0
+    assert store.close_round(0, 3, {})["num_dropped"] == 0
 
 
 def test_a_round_that_lacks_episodes_is_not_closed(store, make_episode) -> None:
     store.commit(make_episode(0))
     store.commit(make_episode(2))
     with pytest.raises(StoreError, match=r"lacks 1 of 3 episodes \(the first is 1\)"):
-        store.close_round(0, store.rows(0, 3), {})
+        store.close_round(0, 3, {})
     assert not store.is_closed(0)
 
 
@@ -141,7 +142,7 @@ def test_a_store_of_another_run_is_refused(store, folder) -> None:
 
 def test_a_store_can_be_read_without_knowing_its_run(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    leftover = store.episodes_folder(0) / "000001.jsonl.1234.tmp"
+    leftover = store.episodes_folder(0) / "000001.arrow.1234.tmp"
     leftover.write_text("{")
     view = Store.open(folder)
     assert view.run_id == "run-a"
@@ -163,21 +164,30 @@ def test_a_folder_without_a_store_is_not_opened_for_reading(folder) -> None:
 
 
 def test_a_manifest_of_another_version_is_refused(store, make_episode) -> None:
-    manifest = store.close_round(0, store.rows(0, 0), {})
+    manifest = store.close_round(0, 0, {})
     store.manifest_path(0).write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(StoreError, match="schema version 99"):
         store.read(0)
 
 
-def test_a_damaged_episode_is_named(store, make_episode) -> None:
+@pytest.mark.parametrize("damage", ["cut", "empty", "blank", "missing bytes", "other columns"])
+def test_a_damaged_episode_is_named(store, make_episode, damage) -> None:
     store.commit(make_episode(0))
-    path = store.episodes_folder(0) / "000000.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
+    path = store.episodes_folder(0) / "000000.arrow"
+    content = path.read_bytes()
+    if damage == "other columns":
+        table = to_table("run-a", [make_episode(0)]).drop_columns(["reward"])
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        half = len(content) // 2
+        damaged = {"cut": content[:-20], "empty": b"", "blank": content[:-99] + bytes(99)}
+        path.write_bytes(damaged.get(damage, content[:half] + content[half + 64 :]))
+    with pytest.raises(StoreError, match=r"000000\.arrow is damaged"):
         store.committed(0)
     again = Store(store.folder, store.run_id)
-    with pytest.raises(StoreError, match=r"000000\.jsonl is damaged"):
-        again.close_round(0, again.rows(0, 1), {})
+    with pytest.raises(StoreError, match=r"000000\.arrow is damaged"):
+        again.close_round(0, 1, {})
     assert not list(store.folder.rglob("*.tmp"))
 
 
@@ -201,10 +211,10 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 def test_a_full_disk_leaves_nothing_half_written(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
     before = contents(folder)
-    with largest_file(100), pytest.raises(StoreError, match=r"000001\.jsonl cannot be written .*free space"):
+    with largest_file(100), pytest.raises(StoreError, match=r"000001\.arrow cannot be written .*free space"):
         store.commit(make_episode(1))
     with largest_file(100), pytest.raises(StoreError, match=r"episodes\.parquet cannot be written .*free space"):
-        store.close_round(0, store.rows(0, 1), {})
+        store.close_round(0, 1, {})
     assert contents(folder) == before
     store.commit(make_episode(1))
-    assert store.close_round(0, store.rows(0, 2), {})["num_episodes"] == 2
+    assert store.close_round(0, 2, {})["num_episodes"] == 2

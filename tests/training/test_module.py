@@ -275,7 +275,7 @@ def datamodule_of(folder: Path, rounds: Sequence[Sequence[Episode]], **options: 
     for round_index, episodes in enumerate(rounds):
         for episode in episodes:
             store.commit(episode)
-        store.close_round(round_index, store.rows(round_index, len(episodes)), {})
+        store.close_round(round_index, len(episodes), {})
     budgets = {"max_tree_tokens": 40, "max_tokens": 90, "pad_id": PAD}
     return RoundDataModule(store=store, seed=0, keeps=EpisodeFilter(), **budgets, **options)
 

@@ -95,7 +95,7 @@ class Demonstrations:
             raise ConfigError(f"none of the {total} trajectories of demonstrations.files can be used: {reading}.")
         _tell(runner, reading, total)
         counts = rollout_metrics(episodes) | {"round/collect_s": time.monotonic() - begin} | player.budget.metrics()
-        store.close_round(0, store.rows(0, len(episodes)), counts, origin=self._origin(reading))
+        store.close_round(0, len(episodes), counts, origin=self._origin(reading))
         return episodes
 
     def _origin(self, reading: Reading) -> dict[str, Any]:

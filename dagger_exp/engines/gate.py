@@ -1,0 +1,46 @@
+"""When does an answer go on? Together with those that come right after it.
+
+What follows an answer (it is read, becomes tokens, the next request is written) runs through much code. One answer
+after the other finds none of it in the processor's caches; many at once find each step there: a fifth of the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+LONGEST_S = 0.005
+SHARE = 0.01
+"""An answer waits this share of what it took for others, so that a quick server is not held up by it."""
+MOST = 64
+"""Answers that go on together; the next ones do while the requests of these are on their way."""
+
+
+@dataclass
+class Gate:
+    """Gathers what comes close together. Used in one event loop."""
+
+    _open: asyncio.Event = field(default_factory=asyncio.Event)
+    _num_waiting: int = 0
+
+    async def passed(self, began: float) -> None:
+        """Wait for others, a little.
+
+        Args:
+            began: when the request of this answer began, on the monotonic clock.
+        """
+        self._num_waiting += 1
+        if self._num_waiting == 1:
+            wait_s = min(LONGEST_S, SHARE * (time.monotonic() - began))
+            asyncio.get_running_loop().call_later(wait_s, self._let_go, self._open)
+        opened = self._open
+        if self._num_waiting == MOST:
+            self._let_go(opened)
+        await opened.wait()
+
+    def _let_go(self, gathered: asyncio.Event) -> None:
+        """Let those go on that wait for this, if they have not gone."""
+        gathered.set()
+        if gathered is self._open:
+            self._open, self._num_waiting = asyncio.Event(), 0
