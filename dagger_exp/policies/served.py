@@ -217,7 +217,10 @@ def _message(row: Mapping[str, Any]) -> Message:
 
 
 def _text(value: str | None) -> str:
-    """Return a part of an answer, nothing for null; raises `TypeError` where it is no text."""
+    """Return a part of an answer, nothing for null; raises `TypeError` where it is no text.
+
+    Half a surrogate pair, which JSON can spell, becomes "?": no tokenizer, no file and no server takes it.
+    """
     if not isinstance(value, str | None):
         raise TypeError(f"{value!r} is no text")
-    return value or ""
+    return (value or "").encode(errors="replace").decode()

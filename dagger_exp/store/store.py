@@ -8,22 +8,28 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from dagger_exp.errors import StoreError
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import ASIDE_SUFFIX, write_json, written_aside
-from dagger_exp.store.reader import RoundFile
 from dagger_exp.store.schema import SCHEMA, TIME_COLUMNS, to_episodes, to_table
 from dagger_exp.store.view import EpisodeSummary, StoreView, by_episode, read_table, sha256, summarize
 from dagger_exp.types import SCHEMA_VERSION, Episode
 
 LOCK = "writer.lock"
 """What a writer holds locked while it lives; the file is empty, and stays."""
+
+
+class Held(NamedTuple):
+    """An episode of an open round, and its rows."""
+
+    episode: Episode
+    table: pa.Table
 
 
 class Store(StoreView):
@@ -51,7 +57,7 @@ class Store(StoreView):
                 f"{folder} is the store of run {self.run_id}, not of {run_id}: "
                 "resume that run with resume=FOLDER, or set another folder under `paths.`."
             )
-        self._open: dict[int, dict[int, pa.Table]] = {}
+        self._open: dict[int, dict[int, Held]] = {}
         self._lock: int | None = None
 
     @staticmethod
@@ -98,7 +104,7 @@ class Store(StoreView):
                 f"round {round_index} of {self.folder} is closed and takes no episode: "
                 "collect into a later round, or start a new run."
             )
-        there = self._open_tables(round_index)
+        there = self._held(round_index)
         new = [episode for episode in episodes if episode.episode_index not in there]
         for episode in episodes:
             if episode.episode_index in there:
@@ -106,7 +112,7 @@ class Store(StoreView):
         if new:
             table = to_table(self.run_id, new)
             self._write(round_index, table)
-            there.update(by_episode(table))
+            there.update(_held_by_index(new, table))
         return [summarize(episode) for episode in episodes]
 
     def discard(self, round_index: int, episode_indices: Collection[int]) -> None:
@@ -117,15 +123,15 @@ class Store(StoreView):
             if len(kept) < len(tables) and (not kept or self._write(round_index, pa.concat_tables(kept)) != path):
                 path.unlink()
         for index in episode_indices:
-            self._open_tables(round_index).pop(index, None)
+            self._held(round_index).pop(index, None)
 
     def episodes(self, round_index: int, num_episodes: int) -> list[Episode]:
-        """Return episodes 0 to num_episodes - 1 of an open round, as they will be read when it is closed.
+        """Return episodes 0 to num_episodes - 1 of an open round: as they were committed, or as they were found.
 
         Raises:
             StoreError: an episode is missing or damaged.
         """
-        return to_episodes(pa.concat_tables([SCHEMA.empty_table(), *self._tables(round_index, num_episodes)]))
+        return [held.episode for held in self._first(round_index, num_episodes)]
 
     def close_round(
         self,
@@ -151,26 +157,27 @@ class Store(StoreView):
             StoreError: an episode is missing or damaged, or the disk is full or cannot be written.
         """
         if not self.is_closed(round_index):
-            compact(self.parquet_path(round_index), self._tables(round_index, num_episodes))
-            num_dropped = len(self._open_tables(round_index)) - num_episodes
-            manifest = self._describe(round_index, num_dropped, counts)
+            kept = self._first(round_index, num_episodes)
+            compact(self.parquet_path(round_index), (held.table for held in kept))
+            manifest = self._describe(round_index, [held.episode for held in kept], counts)
             manifest |= {} if origin is None else {"origin": dict(origin)}
             write_json(self.manifest_path(round_index), manifest)
             shutil.rmtree(self.episodes_folder(round_index), ignore_errors=True)
             del self._open[round_index]
         return self.manifest(round_index)
 
-    def _open_tables(self, round_index: int) -> dict[int, pa.Table]:
-        """Return the rows of an open round's episodes; the disk is asked once, since nobody else writes there."""
+    def _held(self, round_index: int) -> dict[int, Held]:
+        """Return an open round's episodes; the disk is asked once, since nobody else writes there."""
         if round_index not in self._open:
-            self._open[round_index] = self.committed_tables(round_index)
+            tables = self.committed_tables(round_index)
+            self._open[round_index] = {index: Held(to_episodes(table)[0], table) for index, table in tables.items()}
         return self._open[round_index]
 
-    def _tables(self, round_index: int, num_episodes: int) -> list[pa.Table]:
-        """Return the rows of episodes 0 to num_episodes - 1."""
-        tables = self._open_tables(round_index)
-        self._check_complete(round_index, num_episodes, tables)
-        return [tables[index] for index in range(num_episodes)]
+    def _first(self, round_index: int, num_episodes: int) -> list[Held]:
+        """Return episodes 0 to num_episodes - 1."""
+        held = self._held(round_index)
+        self._check_complete(round_index, num_episodes, held)
+        return [held[index] for index in range(num_episodes)]
 
     def _write(self, round_index: int, table: pa.Table) -> Path:
         """Write episodes into one file and return it."""
@@ -182,7 +189,7 @@ class Store(StoreView):
     def _check_equal(self, episode: Episode) -> None:
         """Refuse an episode that is there already, but differs."""
         round_index, index = episode.round_index, episode.episode_index
-        if _without_times(to_table(self.run_id, [episode])) != _without_times(self._open_tables(round_index)[index]):
+        if _without_times(to_table(self.run_id, [episode])) != _without_times(self._held(round_index)[index].table):
             raise StoreError(
                 f"{self._file_of(round_index, index)} holds a different episode {index}: delete that file to collect "
                 "what it holds again, or find the choice that does not follow from the seed."
@@ -200,19 +207,17 @@ class Store(StoreView):
                 f"(the first is {missing[0]}) and cannot be closed: resume the run to collect them."
             )
 
-    def _describe(self, round_index: int, num_dropped: int, counts: Mapping[str, Any]) -> dict[str, Any]:
-        # Counted in the file that lies on the disk: a manifest vouches for what can be read back.
-        file = RoundFile(self.parquet_path(round_index))
+    def _describe(self, round_index: int, kept: Sequence[Episode], counts: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
             "round_index": round_index,
-            "num_episodes": len(file),
-            "num_turns": int(file.num_turns.sum()),
-            "num_labels": int(file.num_labels.sum()),
-            "num_dropped": num_dropped,
-            "stop_reasons": dict(sorted(Counter(map(str, file.stop_reasons)).items())),
-            "sha256": sha256(file.path),
+            "num_episodes": len(kept),
+            "num_turns": sum(len(episode.turns) for episode in kept),
+            "num_labels": sum(episode.num_labels for episode in kept),
+            "num_dropped": len(self._held(round_index)) - len(kept),
+            "stop_reasons": dict(sorted(Counter(str(episode.stop_reason) for episode in kept).items())),
+            "sha256": sha256(self.parquet_path(round_index)),
             "counts": dict(counts),
         }
 
@@ -222,6 +227,11 @@ class Store(StoreView):
                 shutil.rmtree(round_folder / "episodes", ignore_errors=True)
             for aside in round_folder.rglob(f"*{ASIDE_SUFFIX}"):
                 aside.unlink(missing_ok=True)
+
+
+def _held_by_index(episodes: Sequence[Episode], table: pa.Table) -> dict[int, Held]:
+    tables = by_episode(table)
+    return {one.episode_index: Held(one, tables[one.episode_index]) for one in episodes}
 
 
 def _without_times(table: pa.Table) -> str:

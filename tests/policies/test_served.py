@@ -57,6 +57,11 @@ def test_the_conversation_is_asked_and_the_text_is_the_answer() -> None:
     assert (body["max_tokens"], body["temperature"], body["seed"], body["model"]) == (9, 0.5, 1, MODEL)
 
 
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    response, _ = answered({"content": "caf\ud83d"})
+    assert response.message.content == "caf?"
+
+
 def test_tool_calls_are_a_part_of_the_message() -> None:
     response, _ = answered({"content": None, "tool_calls": [CALL]})
     assert response.message == Message("assistant", "", tool_calls=(ToolCall("run", '{"command": "ls"}'),))

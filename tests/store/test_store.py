@@ -52,6 +52,16 @@ def test_the_manifest_counts_what_the_round_holds(store, make_episode) -> None:
     store.verify(0)
 
 
+def test_a_round_holds_what_was_committed_before_and_after_reopening(store, folder, make_episode) -> None:
+    store.commit(make_episode(0), make_episode(1, num_turns=0))
+    again = Store(folder, "run-a")
+    again.commit(make_episode(2, num_turns=2))
+    episodes = again.episodes(0, 3)
+    again.close_round(0, 3, {})
+    assert episodes == [make_episode(0), make_episode(1, num_turns=0), make_episode(2, num_turns=2)]
+    assert again.read(0).episodes(range(3)) == episodes
+
+
 def test_closing_twice_changes_nothing(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
     manifest = store.close_round(0, 1, {})
