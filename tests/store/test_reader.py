@@ -11,6 +11,7 @@ from dagger_exp.store import compaction
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
 from dagger_exp.store.schema import to_table
+from dagger_exp.store.view import by_episode
 from dagger_exp.types import StopReason
 
 
@@ -60,14 +61,15 @@ def test_a_reader_of_no_rounds_is_empty(closed) -> None:
     assert (len(reader), reader.solved.tolist(), reader.task_ids.tolist()) == (0, [], [])
 
 
-@pytest.mark.parametrize("bound", ["ROW_GROUP_TURNS", "ROW_GROUP_TOKENS"])
-def test_row_groups_hold_whole_episodes(tmp_path, make_episode, monkeypatch, bound) -> None:
+@pytest.mark.parametrize(("bound", "num_groups"), [("ROW_GROUP_TURNS", 6), ("ROW_GROUP_TOKENS", 24)])
+def test_row_groups_hold_whole_episodes(tmp_path, make_episode, monkeypatch, bound, num_groups) -> None:
     monkeypatch.setattr(compaction, bound, 20)
     episodes = [make_episode(index, num_turns=index % 5) for index in range(60)]
-    compact(tmp_path / "episodes.parquet", (to_table("run", [episode]) for episode in episodes))
+    together = by_episode(to_table("run", episodes))
+    compact(tmp_path / "episodes.parquet", together.values())
     file = pq.ParquetFile(tmp_path / "episodes.parquet")
     groups = [file.read_row_group(g)["episode_index"].to_pylist() for g in range(file.num_row_groups)]
-    assert len(groups) > 5
+    assert len(groups) == num_groups
     assert sum(len(set(group)) for group in groups) == 60
     reader = RoundReader([RoundFile(tmp_path / "episodes.parquet")])
     assert reader.episodes(range(60)) == episodes
@@ -76,6 +78,7 @@ def test_row_groups_hold_whole_episodes(tmp_path, make_episode, monkeypatch, bou
 def test_any_reader_of_parquet_counts_the_turns(closed) -> None:
     table = pq.read_table(closed.parquet_path(0))
     assert (table.num_rows, table["turn_index"].null_count) == (9, 1)
+    assert table["has_label"].to_pylist()[:5] == [True, False, True, None, True]
     assert set(table["run_id"].to_pylist()) == {"run-a"}
 
 

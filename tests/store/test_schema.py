@@ -72,6 +72,8 @@ def test_episodes_survive_a_commit(episodes: list[Episode]) -> None:
         Store(Path(folder) / "rounds", "run").commit(*episodes)
         read = Store(Path(folder) / "rounds", "run").committed_episodes(0)
     assert read == sorted(episodes, key=lambda episode: episode.episode_index)
+    assert all(type(episode.stop_reason) is StopReason for episode in read)
+    assert all(type(turn.actor) is Actor for episode in read for turn in episode.turns)
 
 
 @settings(max_examples=50)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -96,6 +98,12 @@ def test_an_equal_episode_may_come_again_and_the_first_stays(store, folder, make
     assert contents(folder) == before
 
 
+def test_an_episode_with_numbers_that_are_none_may_come_again(store, folder, make_episode) -> None:
+    turn = replace(make_episode(0).turns[0], sampling_logprobs=(math.nan,))
+    store.commit(make_episode(0, turns=(turn,)))
+    Store(folder, "run-a").commit(make_episode(0, turns=(turn,)))
+
+
 def test_a_different_episode_of_the_same_index_is_refused(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
     before = contents(folder)
@@ -135,6 +143,14 @@ def test_discarded_episodes_go_and_may_come_anew(store, folder, make_episode) ->
     store.commit(make_episode(0), make_episode(2))
     assert [summary.stop_reason for summary in store.committed(0).values()] == [StopReason.SOLVED] * 3
     assert store.close_round(0, 3, {})["num_dropped"] == 0
+
+
+def test_those_that_were_committed_with_a_discarded_episode_stay(store, folder, make_episode) -> None:
+    store.commit(make_episode(0), make_episode(1), make_episode(2))
+    store.discard(0, {1})
+    assert Store(folder, "run-a").committed_episodes(0) == [make_episode(0), make_episode(2)]
+    store.discard(0, {0, 2})
+    assert not store.committed_paths(0)
 
 
 def test_a_round_that_lacks_episodes_is_not_closed(store, make_episode) -> None:
@@ -180,7 +196,7 @@ def test_a_manifest_of_another_version_is_refused(store, make_episode) -> None:
         store.read(0)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "blank", "missing bytes", "other columns"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "blank", "missing bytes", "offsets", "other columns"])
 def test_a_damaged_episode_is_named(store, make_episode, damage) -> None:
     store.commit(make_episode(0))
     path = store.episodes_folder(0) / "000000.arrow"
@@ -191,7 +207,10 @@ def test_a_damaged_episode_is_named(store, make_episode, damage) -> None:
             writer.write_table(table)
     else:
         half = len(content) // 2
+        offsets, beyond = (np.array(places, np.int32).tobytes() for places in ([0, 2, 4, 6], [0, 2, 999, 6]))
+        assert offsets in content
         damaged = {"cut": content[:-20], "empty": b"", "blank": content[:-99] + bytes(99)}
+        damaged["offsets"] = content.replace(offsets, beyond)
         path.write_bytes(damaged.get(damage, content[:half] + content[half + 64 :]))
     with pytest.raises(StoreError, match=r"000000\.arrow is damaged"):
         store.committed(0)
