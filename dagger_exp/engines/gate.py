@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass, field
 
 SHARE = 0.01
-"""An answer waits this share of what it took for others, so that a quick server is not held up by it."""
+"""The first of a group waits this share of what it took for others, so that a quick server is not held up by it."""
 LONGEST_S = 0.01
+SHORTEST_S = 0.001
+"""Less is not waited at all: the system rounds it up to this."""
 MOST = 64
 """Answers that go on together; the next ones do while the requests of these are on their way."""
 
@@ -34,6 +36,7 @@ class Gate:
         self._num_waiting += 1
         if self._num_waiting == 1:
             wait_s = min(LONGEST_S, SHARE * (time.monotonic() - began))
+            wait_s = wait_s if wait_s >= SHORTEST_S else 0.0
             asyncio.get_running_loop().call_later(wait_s, self._let_go, self._open)
         opened = self._open
         if self._num_waiting == MOST:

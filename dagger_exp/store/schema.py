@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
@@ -72,6 +73,7 @@ _TURN_COLUMNS = [field.name for field in fields(Turn)]
 _of_episode = attrgetter(*_EPISODE_COLUMNS.values())
 _of_turn = attrgetter(*_TURN_COLUMNS)
 _NO_TURN = (None,) * len(_TURN_COLUMNS)
+_HALVES = pa.list_(pa.float16())
 _ENUMS = {"actor": Actor, "stop_reason": StopReason}
 
 RECORD_COLUMNS = [*_EPISODE_COLUMNS, *_TURN_COLUMNS]
@@ -79,7 +81,7 @@ RECORD_COLUMNS = [*_EPISODE_COLUMNS, *_TURN_COLUMNS]
 
 
 def to_table(run_id: str, episodes: Sequence[Episode]) -> pa.Table:
-    """Return one row per turn, and one without a turn for an episode that has none.
+    """Return one row per turn, and one without a turn for an episode that has none; there is at least one episode.
 
     Log-probs are rounded to what their columns hold, and what UTF-8 cannot hold in a text becomes "?".
     """
@@ -113,6 +115,8 @@ def to_episodes(table: pa.Table) -> list[Episode]:
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if kind == _HALVES:  # which Arrow takes from no other numbers of numpy
+        values = [None if numbers is None else np.asarray(numbers, np.float16) for numbers in values]
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:  # the half of a surrogate pair, which an answer in JSON may hold

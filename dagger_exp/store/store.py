@@ -17,8 +17,8 @@ import pyarrow as pa
 from dagger_exp.errors import StoreError
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import ASIDE_SUFFIX, write_json, written_aside
-from dagger_exp.store.schema import SCHEMA, TIME_COLUMNS, to_episodes, to_table
-from dagger_exp.store.view import EpisodeSummary, StoreView, by_episode, read_table, sha256, summarize
+from dagger_exp.store.schema import TIME_COLUMNS, to_episodes, to_table
+from dagger_exp.store.view import EpisodeSummary, StoreView, by_episode, read_table, sha256, summarize, table_to_bytes
 from dagger_exp.types import SCHEMA_VERSION, Episode
 
 LOCK = "writer.lock"
@@ -105,14 +105,14 @@ class Store(StoreView):
                 "collect into a later round, or start a new run."
             )
         there = self._held(round_index)
-        new = [episode for episode in episodes if episode.episode_index not in there]
+        new = {episode.episode_index: episode for episode in episodes if episode.episode_index not in there}
         for episode in episodes:
             if episode.episode_index in there:
                 self._check_equal(episode)
         if new:
-            table = to_table(self.run_id, new)
+            table = to_table(self.run_id, list(new.values()))
             self._write(round_index, table)
-            there.update(_held_by_index(new, table))
+            there.update({index: Held(new[index], rows) for index, rows in by_episode(table).items()})
         return [summarize(episode) for episode in episodes]
 
     def discard(self, round_index: int, episode_indices: Collection[int]) -> None:
@@ -181,9 +181,9 @@ class Store(StoreView):
 
     def _write(self, round_index: int, table: pa.Table) -> Path:
         """Write episodes into one file and return it."""
-        path = self.episodes_folder(round_index) / f"{table.column('episode_index')[0].as_py():06d}.arrow"
-        with written_aside(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
-            writer.write_table(table)
+        path = self.episodes_folder(round_index) / f"{table.column('episode_index')[0].as_py():06d}.arrows"
+        with written_aside(path) as file:
+            file.write(table_to_bytes(table))
         return path
 
     def _check_equal(self, episode: Episode) -> None:
@@ -227,11 +227,6 @@ class Store(StoreView):
                 shutil.rmtree(round_folder / "episodes", ignore_errors=True)
             for aside in round_folder.rglob(f"*{ASIDE_SUFFIX}"):
                 aside.unlink(missing_ok=True)
-
-
-def _held_by_index(episodes: Sequence[Episode], table: pa.Table) -> dict[int, Held]:
-    tables = by_episode(table)
-    return {one.episode_index: Held(one, tables[one.episode_index]) for one in episodes}
 
 
 def _without_times(table: pa.Table) -> str:

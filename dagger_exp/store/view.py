@@ -2,8 +2,8 @@
 
 store.json                 whose store this is, and in which schema version
 writer.lock                held by the process that writes, empty
-000/episodes/000012.arrow  an open round: one file for the episodes that were committed together, named after the
-                           first of them, one row for each turn
+000/episodes/000012.arrows an open round: one file for the episodes that were committed together, named after the
+                           first of them, one row for each turn; an Arrow stream, and 4 bytes with its checksum
 000/episodes.parquet       a closed round, and beside it
 000/manifest.json          its description, whose arrival is what closes the round
 """
@@ -11,6 +11,8 @@ writer.lock                held by the process that writes, empty
 from __future__ import annotations
 
 import hashlib
+import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, groupby
@@ -22,8 +24,10 @@ import pyarrow as pa
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import SCHEMA, to_episodes
+from dagger_exp.store.schema import to_episodes
 from dagger_exp.types import SCHEMA_VERSION, Episode, StopReason
+
+CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ class StoreView:
 
     def committed_paths(self, round_index: int) -> list[Path]:
         """Return the files of an open round's episodes."""
-        return sorted(self.episodes_folder(round_index).glob("*.arrow"))
+        return sorted(self.episodes_folder(round_index).glob("*.arrows"))
 
     def _open_file(self, round_index: int) -> RoundFile:
         manifest = self.manifest(round_index)
@@ -160,13 +164,28 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         StoreError: the file is missing or damaged.
     """
+    mend = "delete it and resume the run to collect what it held again"
     try:
-        table = pa.ipc.open_file(path.read_bytes()).read_all()
-        table.validate(full=True)
-        return table.cast(SCHEMA)
-    except (OSError, pa.ArrowException, ValueError) as error:
-        mend = "delete it and resume the run to collect what it held again"
-        raise StoreError(f"{path} is damaged ({error}): {mend}.") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}): {mend}.") from error
+    stream, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if checksum != _checksum(stream):
+        raise StoreError(f"{path} is damaged (it differs from its checksum): {mend}.")
+    return pa.ipc.open_stream(stream).read_all()
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """Return what `read_table` reads; a reader of Arrow streams ignores the checksum at the end, which Arrow lacks."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    stream = sink.getvalue()
+    return stream + _checksum(stream)
+
+
+def _checksum(stream: bytes) -> bytes:
+    return zlib.crc32(stream).to_bytes(CHECKSUM_BYTES, "big")
 
 
 def by_episode(table: pa.Table) -> dict[int, pa.Table]:

@@ -21,10 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import pyarrow as pa
-
-from dagger_exp.store.schema import SCHEMA, to_table
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
+from dagger_exp.store.view import table_to_bytes
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 RUN_ID = "benchmark"
@@ -59,9 +58,8 @@ def build(folder: Path, num_turns: int, num_context_ids: int, num_response_ids: 
         turns, episode_index = 0, 0
         while turns < num_turns // NUM_ROUNDS:
             episode = _episode(round_index, episode_index, coins, num_context_ids, num_response_ids)
-            path = store.episodes_folder(round_index) / f"{episode_index:06d}.arrow"
-            with pa.ipc.new_file(str(path), SCHEMA) as writer:
-                writer.write_table(to_table(RUN_ID, [episode]))
+            path = store.episodes_folder(round_index) / f"{episode_index:06d}.arrows"
+            path.write_bytes(table_to_bytes(to_table(RUN_ID, [episode])))
             turns += len(episode.turns)
             episode_index += 1
         begin = time.perf_counter()

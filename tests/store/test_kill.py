@@ -54,7 +54,7 @@ def test_a_writer_killed_anywhere_loses_nothing_and_writes_nothing_twice(attempt
 
 def test_half_written_files_are_ignored_and_removed(store, folder, make_episode) -> None:
     store.commit(make_episode(0))
-    (store.episodes_folder(0) / "000001.arrow.12ab.tmp").write_text('{"run_id": "run-a", "turn')
+    (store.episodes_folder(0) / "000001.arrows.12ab.tmp").write_text('{"run_id": "run-a", "turn')
     (folder / "000" / "episodes.parquet.12ab.tmp").write_bytes(b"PAR1")
     assert list(store.committed(0)) == [0]
     again = Store(folder, "run-a")
@@ -76,7 +76,7 @@ def test_a_second_writer_is_refused_and_takes_nothing_from_the_first_until_that_
     script = f"from pathlib import Path; from dagger_exp.store.store import Store; {holding}"
     command = [sys.executable, "-c", script, str(store.folder)]
     store.commit(make_episode(0))
-    half_written = store.episodes_folder(0) / "000001.arrow.12ab.tmp"
+    half_written = store.episodes_folder(0) / "000001.arrows.12ab.tmp"
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         first.stdout.readline()

@@ -90,6 +90,9 @@ def test_episodes_survive_parquet(episodes: list[Episode]) -> None:
 def test_arrays_of_numpy_are_stored_as_the_numbers_they_hold(make_episode) -> None:
     episode = make_episode(0)
     arrays = replace(episode.turns[0], context_ids=np.array([0, 7]), sampling_logprobs=np.array([-0.5, -0.25]))
+    arrays = replace(arrays, teacher_logprobs=np.array([-0.1, -math.inf], np.float32))
+    first = replace(episode.turns[0], teacher_logprobs=(-0.1, -math.inf))
+    episode = replace(episode, turns=(first, *episode.turns[1:]))
     of_arrays = replace(episode, turns=(arrays, *episode.turns[1:]))
     assert to_table("run", [of_arrays]).equals(to_table("run", [episode]))
 
@@ -107,7 +110,8 @@ def test_log_probabilities_that_are_no_numbers_are_kept(make_episode, store) -> 
 
 
 def test_undecodable_output_of_a_command_does_not_stop_a_round(make_episode, store) -> None:
-    turn = replace(make_episode(0).turns[0], observation="caf\udce9")
-    store.commit(make_episode(0, turns=(turn,)))
+    turn, unlabelled = make_episode(0).turns[:2]
+    store.commit(make_episode(0, turns=(replace(turn, observation="caf\udce9", label_text="\udce9"), unlabelled)))
     store.close_round(0, 1, {})
-    assert store.read(0).episode(0).turns[0].observation == "caf?"
+    turns = store.read(0).episode(0).turns
+    assert (turns[0].observation, turns[0].label_text, turns[1].label_text) == ("caf?", "?", None)

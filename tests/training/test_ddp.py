@@ -113,7 +113,7 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["rounds/000/episodes/000000.arrow", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("phase", ["rounds/000/episodes/000000.arrows", "checkpoints/last.ckpt"])
 def test_term_ends_all_processes_and_the_run_goes_on(phase: str, tmp_path: Path) -> None:
     """Lightning's own handler would wait in TERM for the other processes, which wait in theirs."""
     folder = tmp_path / "run"
