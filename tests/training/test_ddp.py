@@ -44,7 +44,7 @@ def start(*arguments: str, code: int = 0, term_at: Path | None = None) -> str:
     )
     if term_at is not None:
         while process.poll() is None and not term_at.exists():
-            time.sleep(0.05)
+            time.sleep(0.005)
         os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]  # ends when the last process has closed its end
     assert process.returncode == code, said
@@ -117,7 +117,7 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
 def test_term_ends_all_processes_and_the_run_goes_on(phase: str, tmp_path: Path) -> None:
     """Lightning's own handler would wait in TERM for the other processes, which wait in theirs."""
     folder = tmp_path / "run"
-    long = ("rounds.steps=40", "rollout.concurrency=2")  # many commits, so that the first one is no end
+    long = ("rounds.steps=40", "rounds.labels=300", "rollout.concurrency=2")  # many commits: the first is no end
     said = start(*SMALL, *DDP, *long, f"hydra.run.dir={folder}", code=143, term_at=folder / phase)
     assert said.count("Go on with") == 1, said
     assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
