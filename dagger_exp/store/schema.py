@@ -18,9 +18,6 @@ import pyarrow as pa
 
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
-# Arrow's own allocator asks for pages of 2 MB, and a table of small columns touches a dozen: more than the rest of it.
-pa.set_memory_pool(pa.system_memory_pool())
-
 SCHEMA = pa.schema(
     {
         "run_id": pa.string(),
