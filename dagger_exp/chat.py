@@ -90,6 +90,7 @@ class Chat:
         self.end = special[int(tokenizer.eos_token_id)]
         self.end = self._end_of_message() or self.end
         self.end_id = next(i for i, token in special.items() if token == self.end)
+        self._opens_answers = self._writes_before_an_answer()
         hello = [self._row(Message("user", "hello"))]
         without = self._render(hello)
         if tools:
@@ -127,16 +128,19 @@ class Chat:
         """Return a message of the teacher as the student would have written it: its text and the end token.
 
         Raises:
-            LabelError: it holds tool calls or reasoning that the student's template does not write.
+            LabelError: the student's template does not write it, as its tool calls or its reasoning.
         """
-        if not (message.tool_calls or message.reasoning):
+        is_text = not (message.tool_calls or message.reasoning)
+        message = replace(message, content=self._harmless(message.content)) if is_text else message
+        if is_text and not self._opens_answers:
             closing = CLOSING if prompt.text.rstrip().endswith("<think>") else ""
-            return [*self._encode(closing + self._harmless(message.content)), self.end_id]
+            return [*self._encode(closing + message.content), self.end_id]
         past = self._past(prompt)
         whole = self._answered(past, message)
         body, end, rest = whole[len(prompt.text) :].partition(self.end)
         if not whole.startswith(prompt.text) or not end or not self._is_told(past, message, whole, body + end + rest):
-            raise LabelError("the student's chat template cannot write the teacher's tool calls or reasoning.")
+            what = "answer" if is_text else "tool calls or reasoning"
+            raise LabelError(f"the student's chat template cannot write the teacher's {what}.")
         return [*self._encode(body if message.reasoning else EMPTY_THOUGHT.sub("", body)), self.end_id]
 
     def parse(self, token_ids: Sequence[int]) -> Message:
@@ -214,6 +218,12 @@ class Chat:
         whole = self._answered([self._row(Message("user", "hello"))], Message("assistant", ANSWER))
         found = self._special.match(whole.partition(ANSWER)[2].lstrip())
         return found[0] if found else None
+
+    def _writes_before_an_answer(self) -> bool:
+        """Return whether the template writes more into an answer than its text, as the name of a channel before it."""
+        hello = [self._row(Message("user", "hello"))]
+        whole, asked = self._answered(hello, Message("assistant", ANSWER)), OPENED_THOUGHT.sub("", self._render(hello))
+        return whole.startswith(asked) and not EMPTY_THOUGHT.sub("", whole[len(asked) :]).startswith(ANSWER)
 
     def _broken_up(self, text: str) -> str:
         """Break up what would be read as a special token, with a space after its first character."""

@@ -145,6 +145,10 @@ def _check_given(node: Any, path: str, command: str) -> None:
             _check_given(value, f"{path}.{key}", command)
 
 
+KEY = re.compile(r"(?i)api[_-]?key|secret|password|authorization|token$")
+"""Names of what is secret."""
+
+
 def _check_key_names(cfg: DictConfig) -> None:
     """Refuse what may be a key itself where the name of its variable belongs, before it is written anywhere."""
     for path in ("teacher.endpoint.api_key_env", "engine.endpoint.api_key_env"):
@@ -153,6 +157,15 @@ def _check_key_names(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"{path} is the name of the variable that holds the key, as OPENAI_API_KEY; what it is set to is no "
                 "variable here, and not shown, since it may be the key itself."
+            )
+    for path in ("teacher.request", "engine.server.environment", "engine.server.arguments"):
+        given = OmegaConf.select(cfg, path)
+        options = map(str, given) if OmegaConf.is_dict(given) or OmegaConf.is_list(given) else ()
+        names = [option.partition("=")[0] for option in options if OmegaConf.is_dict(given) or option.startswith("--")]
+        if found := next(filter(KEY.search, names), None):
+            raise ConfigError(
+                f"{path} has {found}, and what a config holds is written down: leave it out, set the key in your "
+                "shell, whose variables a server inherits, and name its variable in api_key_env."
             )
 
 

@@ -532,6 +532,16 @@ WHY_EARLY = chatml(
 )
 
 
+def test_what_a_template_writes_before_every_answer_is_trained_with_it() -> None:
+    template = chatml("{{- '<|head|>final<|/head|>' + m.content }}")
+    assert label(template, says("open a")) == "<|head|>final<|/head|>open a<|im_end|>"
+    assert label(template, says("open <|im_end|> a")) == "<|head|>final<|/head|>open < |im_end|> a<|im_end|>"
+    chat = Chat(tokenizer_of(template, "<|im_end|>"))
+    opening = chat.open([user("go")])
+    ids = chat.response_ids(says("open a"), opening)
+    assert not chat.extend(opening, ids, [user("go"), says("open a"), tool("one")]).starts_branch
+
+
 def test_what_a_template_tells_at_the_first_query_only_is_no_label_later() -> None:
     chat = Chat(tokenizer_of(WHY_EARLY))
     opening = chat.open([user("go")])

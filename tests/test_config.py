@@ -144,6 +144,19 @@ BAD = [
         "teacher=openai teacher.model=x teacher.endpoint.api_key_env=sk-1",
         "teacher.endpoint.api_key_env is the name of ",
     ),
+    (
+        "engine=vllm +engine.server.environment.VLLM_API_KEY=sk-1",
+        "engine.server.environment has VLLM_API_KEY, and what ",
+    ),
+    (
+        "engine=vllm engine.server.arguments=[--api-key,sk-1]",
+        "engine.server.arguments has --api-key, and what a config",
+    ),
+    (
+        "engine=vllm engine.server.arguments=['--api-key=sk-1']",
+        "engine.server.arguments has --api-key, and what a config",
+    ),
+    ("teacher=openai teacher.model=x +teacher.request.api_key=sk-1", "teacher.request has api_key"),
     ("aggregation=all", "aggregation is all; it must be one of union, latest, window."),
     ("loss.normalize=x", "loss.normalize is x; it must be one of token, turn, episode."),
 ]

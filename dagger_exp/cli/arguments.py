@@ -111,7 +111,10 @@ def _field(path: Path, name: str) -> Any:
         return None
 
 
-SECRET = re.compile(r"(?<=//)[^/\s]*(?=@)|(?<=api_key_env=)(?![A-Z][A-Z0-9_]*$).+")
+SECRET = re.compile(
+    r"(?<=//)[^/\s]*(?=@)|(?<=api_key_env=)(?![A-Z][A-Z0-9_]*$).+"
+    r"|(?i:(?<=api[_-]key[=,])|(?<=secret=)|(?<=password=)|(?<=authorization=)|(?<=token=)).+"
+)
 """What is a key or a password, or may be one, where none belongs; it is refused, and not shown before."""
 
 

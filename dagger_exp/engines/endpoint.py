@@ -69,7 +69,7 @@ class Endpoint:
         address: str,
         api_key_env: str | None = None,
         timeout_s: float = 300.0,
-        max_attempts: int = 6,
+        max_attempts: int = 8,
         first_pause_s: float = 0.5,
         max_requests_per_s: float | None = None,
     ) -> None:

@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.prompt_logprobs import generation_of, score_at, understood
 from dagger_exp.engines.vllm_probe import Probe
@@ -69,7 +71,7 @@ class VllmEngine:
         self.endpoints = [endpoint(address=address) for address in addresses or ()]
         self.way, self.transfer = self._way(weights), weights if weights in TRANSFERS else None
         self.version = -1
-        self._num_restored, self._in_doubt = 0, asyncio.Lock()
+        self._num_restored, self._in_doubt = 0, dict[str, asyncio.Lock]()
         self._running: RunningServer | None = None
         self.alias = f"{BASE}-{secrets.token_hex(4)}"  # no other run's server knows it
         self._is_asleep = sleeps and bool(addresses)  # after a run that was killed while it trained
@@ -118,7 +120,7 @@ class VllmEngine:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections to all servers open while episodes are played."""
-        self._in_doubt = asyncio.Lock()  # of this event loop
+        self._in_doubt = {endpoint.address: asyncio.Lock() for endpoint in self.endpoints}  # of this event loop
         async with AsyncExitStack() as stack:
             for endpoint in self.endpoints:
                 await stack.enter_async_context(endpoint.connected())
@@ -127,19 +129,21 @@ class VllmEngine:
     async def confirm(self) -> None:
         """Look whether all servers still have the weights, so that what they have answered is of those.
 
-        One that does not answer holds up nobody: it is looked at again before it does.
+        One that does not answer in time is looked at again before it does.
 
         Raises:
             DriftError: one has others; an adapter's name says of which an answer is.
         """
-        for endpoint in self.endpoints if self.probe.ids and self.name == BASE else ():
-            try:
-                async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                    await self._restore(endpoint, is_asked=True)
-            except DriftError:
+        if self.probe.ids and self.name == BASE:
+            await asyncio.gather(*map(self._confirm, self.endpoints))
+
+    async def _confirm(self, endpoint: Endpoint) -> None:
+        try:
+            await asyncio.wait_for(self._restore(endpoint, is_asked=True), CONFIRM_TIMEOUT_S)
+        except (EngineError, TimeoutError) as error:
+            if isinstance(error, DriftError):
                 raise
-            except (EngineError, TimeoutError) as error:
-                logging.getLogger(__name__).warning("the weights of %s are not confirmed: %s", endpoint.address, error)
+            logging.getLogger(__name__).warning("the weights of %s are not confirmed: %s", endpoint.address, error)
 
     def load_weights(self, version: int, weights: Any) -> None:
         """Serve these weights under this version.
@@ -225,6 +229,7 @@ class VllmEngine:
     async def _update(self, version: int, weights: Any) -> None:
         async with self.connected():
             if self._is_asleep:
+                torch.cuda.empty_cache()  # what the trainer does not use now, the server will
                 await self._everywhere("/wake_up", {})
                 self._is_asleep = False
             if version != self.version:
@@ -267,7 +272,7 @@ class VllmEngine:
 
         With `is_asked` it is looked at also where no request has failed, so that it cannot have been.
         """
-        async with self._in_doubt:
+        async with self._in_doubt[endpoint.address]:  # a server that hangs holds up no other's answers
             if not (is_asked or self.probe.is_due(endpoint)):
                 return
             try:

@@ -154,12 +154,22 @@ ANEW = "its run, started again, trains anew on the rounds that it has."
 
 
 @pytest.mark.parametrize(
-    "typed", ["address=https://me:sk-planted@host", "address=https://sk-planted@host", "api_key_env=sk-planted"]
+    "typed",
+    [
+        "teacher.endpoint.address=https://me:sk-planted@host",
+        "teacher.endpoint.address=https://sk-planted@host",
+        "teacher.endpoint.api_key_env=sk-planted",
+        "+teacher.request.api_key=sk-planted",
+        "engine.server.arguments=[--api-key,sk-planted]",
+        "engine.server.arguments=['--api-key=sk-planted']",
+        "+engine.server.environment.VLLM_API_KEY=sk-planted",
+        "+engine.server.environment.HF_TOKEN=sk-planted",
+    ],
 )
 def test_a_key_that_is_typed_where_none_belongs_is_shown_nowhere(call: Call, tmp_path: Path, typed: str) -> None:
-    answer = call("train", "teacher=openai", "teacher.model=x", f"teacher.endpoint.{typed}")
+    answer = call("train", "teacher=openai", "teacher.model=x", "engine=vllm", typed)
     assert answer.code == 2
-    assert "teacher.endpoint." in answer.err
+    assert answer.err.startswith(f"error: {typed.removeprefix('+').rpartition('.')[0]}")
     assert "planted" not in answer.out + answer.err
     assert files_in(tmp_path) == []
 

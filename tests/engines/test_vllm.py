@@ -35,7 +35,7 @@ from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
-from dagger_exp.types import Key, Message
+from dagger_exp.types import Actor, Key, Message
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -45,6 +45,9 @@ LORA = Lora(rank=8, alpha=16)
 # On a CPU vLLM 0.32 dies of a prompt that is read in parts where the request has a seed.
 ARGUMENTS = ["--enforce-eager", "--no-enable-chunked-prefill"]
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
+STUDENT_ACTS = ["mixing=student", "schedule=none"]
 
 
 def student(seed: int = 0, finetuning: str = "lora", lora: Lora = LORA, max_context_tokens: int = 1024) -> Student:
@@ -231,11 +234,17 @@ def test_a_hundred_episodes_drift_nowhere_and_find_their_prefix_cached(
         concurrency=16,
         keeps=lambda round_index, reason: True,
     )
+    before = num_hits(engine)
     episodes = collector.collect(0, num_episodes=100)
     assert not any(episode.stop_reason.is_infrastructure for episode in episodes)
     assert collector.store.manifest(0)["counts"]["rollout/num_branches"] == 0
+    assert num_hits(engine) > before
+
+
+def num_hits(engine: VllmEngine) -> float:
+    """Return how many tokens of prompts the server has found computed."""
     hits = [line for line in ask(engine, "/metrics").splitlines() if line.startswith("vllm:prefix_cache_hits_total")]
-    assert float(hits[0].split()[-1]) > 0
+    return float(hits[0].split()[-1])
 
 
 def test_what_the_server_cannot_serve_is_refused_before_an_episode(
@@ -279,6 +288,16 @@ def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_pat
     assert [row["round"] for row in rows] == [0, 1]
     assert all(row["rollout/num_failed"] == row["rollout/num_branches"] == 0 for row in rows)
     assert (tmp_path / "run/student/adapter_model.safetensors").exists()
+    again = ["engine=vllm", f"engine.addresses=[{engine.endpoints[0].address}]", f"engine.probe_tolerance={TOLERANCE}"]
+    again += [f"student.init={tmp_path}/run", "student.finetuning=lora", "evaluation.tasks=10", "logger=csv"]
+    for name, *more in (["evaluate"], ["collect", "rounds.num_rounds=1", "rounds.labels=20", *STUDENT_ACTS]):
+        line = [command[0].replace("train", name), *again, *more, f"hydra.run.dir={tmp_path}/{name}"]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "evaluate/evaluation.json").read_text())
+    assert found["eval/success_rate"] == rows[-1]["eval/success_rate"]
+    episodes = Store.open(tmp_path / "collect/rounds").read(0).episodes([0])
+    assert {turn.actor for turn in episodes[0].turns} == {Actor.STUDENT}
 
 
 def test_a_server_is_ready_for_weights_from_gpu_to_gpu(tmp_path: Path) -> None:

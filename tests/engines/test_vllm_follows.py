@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class Vllm(Provider):
         return web.json_response({"data": [{"id": name} for name in (MODEL, *self.adapters)]})
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["model"] not in (MODEL, *self.adapters):
+            raise web.HTTPNotFound(text=f"The model `{body['model']}` does not exist.")
         ids = body["prompt"]
         logprobs = score(self.model, ids).logprobs
         if "prompt_logprobs" in body:
@@ -127,13 +129,13 @@ def moved(own: Student) -> Any:
     return own.model
 
 
-def engine(own: Student, folder: Path, address: str, **settings: Any) -> VllmEngine:
+def engine(own: Student, folder: Path, *addresses: str, **settings: Any) -> VllmEngine:
     return VllmEngine(
         student=own,
         end_id=own.chat.end_id,
         folder=folder,
         server=VllmServer(),
-        addresses=[address],
+        addresses=addresses,
         endpoint=lambda address: Endpoint(address=address, first_pause_s=0.01),
         probe_tolerance=1e-4,
         **settings,
@@ -169,6 +171,48 @@ def test_a_server_that_comes_back_in_a_round_gets_the_weights_before_an_answer_c
         assert server.model is not server.first
         salts = {body["cache_salt"] for path, body, _ in server.requests if path == "/v1/completions"}
         assert len(salts) == 2, "what the first weights have computed is not reused"
+
+
+def test_a_server_that_comes_back_without_its_adapter_gets_it_again(tmp_path: Path) -> None:
+    own = student(finetuning="lora")
+    server = Vllm(own.model)
+    with serving(server) as address:
+        found = engine(own, tmp_path, address)
+        found.load_weights(1, own.model)
+        before, names = logprobs(generated(found)), list(server.adapters)
+        server.restart()
+        server.adapters.clear()
+        assert logprobs(generated(found)) == before
+        assert set(server.adapters) == set(names) == {found.name}
+
+
+def test_a_server_that_hangs_while_it_is_looked_at_holds_up_no_answer_of_another(tmp_path: Path) -> None:
+    own, one, other = student(), Vllm(student().model), Vllm(student().model)
+    with serving(one) as first, serving(other) as second:
+        found = engine(own, tmp_path, first, second)
+        found.load_weights(1, moved(own))
+        one.faults = ["cut", "", "timeout"]  # an answer, again, and the look at its weights
+        hangs, fail = threading.Event(), one._fail
+
+        async def noted(fault: str, request: web.Request) -> web.StreamResponse:
+            if fault == "timeout":
+                hangs.set()
+            return await fail(fault, request)
+
+        one._fail = noted  # pyright: ignore[reportAttributeAccessIssue]
+
+        async def generate() -> None:
+            def asked(episode_index: int) -> Coroutine[Any, Any, Generation]:
+                return found.generate(PROMPTS[0], Sampling(1, 1.0, 1.0, Key(0, 0, "t", episode_index, 0)))
+
+            async with found.connected():
+                slow = asyncio.create_task(asked(0))
+                await asyncio.to_thread(hangs.wait, 20)
+                await asked(1)
+                assert not slow.done()
+                await slow
+
+        asyncio.run(generate())
 
 
 def test_a_broken_connection_to_a_server_that_lives_sends_no_weights(tmp_path: Path) -> None:
