@@ -191,15 +191,16 @@ def test_a_server_that_hangs_while_it_is_looked_at_holds_up_no_answer_of_another
     with serving(one) as first, serving(other) as second:
         found = engine(own, tmp_path, first, second)
         found.load_weights(1, moved(own))
-        one.faults = ["cut", "", "timeout"]  # an answer, again, and the look at its weights
-        hangs, fail = threading.Event(), one._fail
+        one.faults = ["cut", "", "hang"]  # an answer, again, and the look at its weights
+        hangs, goes_on, fail = threading.Event(), threading.Event(), one._fail
 
-        async def noted(fault: str, request: web.Request) -> web.StreamResponse:
-            if fault == "timeout":
+        async def hang(fault: str, request: web.Request) -> web.StreamResponse:
+            if fault == "hang":
                 hangs.set()
+                await asyncio.to_thread(goes_on.wait, 60)
             return await fail(fault, request)
 
-        one._fail = noted  # pyright: ignore[reportAttributeAccessIssue]
+        one._fail = hang  # pyright: ignore[reportAttributeAccessIssue]
 
         async def generate() -> None:
             def asked(episode_index: int) -> Coroutine[Any, Any, Generation]:
@@ -208,8 +209,10 @@ def test_a_server_that_hangs_while_it_is_looked_at_holds_up_no_answer_of_another
             async with found.connected():
                 slow = asyncio.create_task(asked(0))
                 await asyncio.to_thread(hangs.wait, 20)
-                await asked(1)
-                assert not slow.done()
+                try:
+                    await asyncio.wait_for(asked(1), 20)
+                finally:
+                    goes_on.set()
                 await slow
 
         asyncio.run(generate())
