@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dagger_exp.cli.jobs import is_first_process, refuse_second
 from dagger_exp.cli.manifest import check_same
-from dagger_exp.config import check, compose_checked, load_checked
+from dagger_exp.config.checks import check, compose_checked, load_checked
 from dagger_exp.errors import ConfigError
 
 

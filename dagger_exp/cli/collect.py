@@ -32,12 +32,12 @@ def main() -> None:
 
 def collect(cfg: DictConfig, folder: Path) -> None:
     """Collect `rounds.num_rounds` more rounds."""
-    from dagger_exp.config import check, per_round
+    from dagger_exp.config.checks import check, per_round
 
     check(cfg, "collect")
     rounds, run_id, first = place(cfg, folder)
-    from dagger_exp.build import build_run, place_student
     from dagger_exp.cli.terminal import Terminal, chosen
+    from dagger_exp.config.build import build_run, place_student
     from dagger_exp.training.record import RunRecord
 
     record = RunRecord(folder=folder, loggers=[])
@@ -95,7 +95,7 @@ def place(cfg: DictConfig, folder: Path) -> tuple[Path, str, int]:
 
 def _check_store(cfg: DictConfig, folder: Path) -> None:
     """Look whether the run of a store has ended, since it would go on with our rounds, and plays in the same world."""
-    from dagger_exp.config import load_checked
+    from dagger_exp.config.checks import load_checked
 
     status, config = folder / "status.json", folder / ".hydra" / "config.yaml"
     state = read_json(status, "resume that run")["state"] if status.exists() else "finished"

@@ -19,7 +19,7 @@ from dagger_exp.store.files import write_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dagger_exp.build import Run
+    from dagger_exp.config.build import Run
     from dagger_exp.training.rounds import Progress
 
 STOPS = "eval/num_stop_"
@@ -32,14 +32,14 @@ def main() -> None:
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
     """Play the held-out tasks once; write the episodes and `evaluation.json`, and print the rates."""
-    from dagger_exp.config import as_in_run, check
+    from dagger_exp.config.checks import as_in_run, check
 
     if (trained := run_of(cfg.student)) is not None:
         cfg = as_in_run(cfg, trained, typed_for(folder))
     check(cfg, "evaluate")
     run_id = str(open_manifest(folder, cfg)["run_id"])  # before what takes long, and may be interrupted
-    from dagger_exp.build import build_run, place_student
     from dagger_exp.cli.terminal import Terminal, chosen
+    from dagger_exp.config.build import build_run, place_student
     from dagger_exp.evaluation.metrics import evaluation_metrics
     from dagger_exp.training.record import RunRecord
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from dagger_exp.cli.arguments import quoted
 from dagger_exp.cli.manifest import config_hash, slug
-from dagger_exp.config import check
+from dagger_exp.config.checks import check
 from dagger_exp.errors import ConfigError
 
 MAX_SLUG = 60

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.jobs import is_first_process
-from dagger_exp.config import load_checked
+from dagger_exp.config.checks import load_checked
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import VISIBLE_S, write_json
 from dagger_exp.types import SCHEMA_VERSION

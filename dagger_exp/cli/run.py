@@ -28,9 +28,9 @@ from dagger_exp.cli.jobs import CANCELLED, is_first_process, refuse_second, set_
 from dagger_exp.cli.manifest import began_as
 from dagger_exp.cli.requeue import is_cancelled, requeue
 from dagger_exp.cli.sweeping import sweep
+from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
+from dagger_exp.config.schema import register_schema
 from dagger_exp.errors import ConfigError, DaggerError, UserError
-from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
-from dagger_exp.schema import register_schema
 from dagger_exp.training.preemption import PREEMPTION
 
 FIRST_FILES = {

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
 
-from dagger_exp.binding import bind_node
 from dagger_exp.cli.complaints import complain
-from dagger_exp.config import compose_checked
+from dagger_exp.config.binding import bind_node
+from dagger_exp.config.checks import compose_checked
 from dagger_exp.engines.vllm_server import VllmServer
 from dagger_exp.errors import ConfigError, UserError
 
@@ -118,7 +118,7 @@ def _teacher_line(cfg: Any) -> tuple[Any, list[str]]:
 
 def _tool_arguments(cfg: Any) -> list[str]:
     """Return what makes a server take the tools of the scaffold, where it has some."""
-    from dagger_exp.components import make_optional
+    from dagger_exp.config.components import make_optional
 
     scaffold, parser = make_optional(cfg.scaffold), cfg.teacher.get("tool_call_parser")
     if not (scaffold and scaffold.tools and parser):

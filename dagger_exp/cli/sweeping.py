@@ -29,9 +29,9 @@ from rich.table import Table
 
 from dagger_exp.cli.expansion import Job, Sweep, expanded, overrides_of
 from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, counted, job_states, read_sweep
-from dagger_exp.config import per_round
+from dagger_exp.config.checks import per_round
+from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.errors import ConfigError, StoreError
-from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.store.files import write_json
 
 SHOWN = 40

@@ -34,13 +34,13 @@ def main() -> None:
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train a student as configured, into its run folder."""
-    from dagger_exp.config import check
+    from dagger_exp.config.checks import check
 
     check(cfg)
     manifest = open_manifest(folder, cfg)
     run_id = str(manifest["run_id"])
-    from dagger_exp.build import CHECKPOINT, build_run, build_training
     from dagger_exp.cli.terminal import Terminal
+    from dagger_exp.config.build import CHECKPOINT, build_run, build_training
     from dagger_exp.training.rounds import Silent
 
     refuse_another_adapter(cfg, manifest["command"][1:])

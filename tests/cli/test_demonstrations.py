@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dagger_exp.build import num_steps
-from dagger_exp.config import compose_checked
+from dagger_exp.config.build import num_steps
+from dagger_exp.config.checks import compose_checked
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor

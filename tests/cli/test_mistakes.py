@@ -16,8 +16,8 @@ import torch
 
 from dagger_exp.cli.jobs import set_state, sign, started_at
 from dagger_exp.cli.run import told
+from dagger_exp.config.mistakes import CONF_FOLDER
 from dagger_exp.errors import ConfigError
-from dagger_exp.mistakes import CONF_FOLDER
 from dagger_exp.types import SCHEMA_VERSION
 
 SCRIPTS = Path(sys.executable).parent
@@ -252,7 +252,7 @@ def test_an_unexpected_exception_is_shown_whole_and_written_down(
         raise ZeroDivisionError("ours")
 
     # A mistake of ours cannot be typed, so it is put where one could be.
-    monkeypatch.setattr("dagger_exp.build.build_run", broken)
+    monkeypatch.setattr("dagger_exp.config.build.build_run", broken)
     answer = call("train", *QUICK, f"hydra.run.dir={tmp_path}/run")
     assert answer.code == 1
     assert "Traceback" in answer.err
@@ -263,7 +263,7 @@ def test_an_unexpected_exception_is_shown_whole_and_written_down(
 FULL = """
 import resource, sys
 from dagger_exp.cli.train import main
-import dagger_exp.build
+import dagger_exp.config.build
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 main()
 """

@@ -18,9 +18,9 @@ from dagger_exp.cli.arguments import parsed
 from dagger_exp.cli.jobs import job_states, set_state, sign
 from dagger_exp.cli.manifest import config_hash
 from dagger_exp.cli.sweeping import sweep
-from dagger_exp.config import compose_checked
-from dagger_exp.mistakes import options
-from dagger_exp.schema import register_schema
+from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.mistakes import options
+from dagger_exp.config.schema import register_schema
 
 BIN = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.labels=20", "rounds.steps=2", "evaluation.tasks=2", "env.num_bugs=1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dagger_exp.cli.terminal import OF_METHODS, TABLES, Terminal, chosen
-from dagger_exp.config import check, compose_checked
+from dagger_exp.config.checks import check, compose_checked
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 ROW = {

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dagger_exp.build import build_run, build_training
-from dagger_exp.config import compose_checked
+from dagger_exp.config.build import build_run, build_training
+from dagger_exp.config.checks import compose_checked
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
 from dagger_exp.errors import DataError, EngineError, EnvError, PolicyError

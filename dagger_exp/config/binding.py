@@ -14,8 +14,8 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from dagger_exp.config.mistakes import unknown
 from dagger_exp.errors import ConfigError
-from dagger_exp.mistakes import unknown
 
 PASSED_BY_BUILD: dict[str, set[str]] = {
     "env": {"scaffold", "sandboxes"},

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dagger_exp.errors import ConfigError
 
-_ROOT = Path(__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parents[1]
 CONF_FOLDER = str(_ROOT / "conf" if (_ROOT / "conf").is_dir() else _ROOT.parent / "conf")
 """Of the installed wheel, or of the checkout; absolute, because a relative path breaks console scripts."""
 

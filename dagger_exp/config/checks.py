@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.binding import bind
+from dagger_exp.config.binding import bind
+from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence, unknown
+from dagger_exp.config.schema import CollectConfig, RunConfig, register_schema
 from dagger_exp.errors import ConfigError
-from dagger_exp.mistakes import CONF_FOLDER, said_in_one_sentence, unknown
-from dagger_exp.schema import CollectConfig, RunConfig, register_schema
 
 
 def compose_checked(config_name: str, overrides: list[str]) -> DictConfig:

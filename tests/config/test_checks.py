@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dagger_exp.config import check, compose_checked, per_round
+from dagger_exp.config.checks import check, compose_checked, per_round
+from dagger_exp.config.mistakes import CONF_FOLDER, options, said_in_one_sentence
+from dagger_exp.config.schema import register_schema
 from dagger_exp.data.selection import AGGREGATIONS, NORMALIZATIONS
 from dagger_exp.errors import ConfigError
-from dagger_exp.mistakes import CONF_FOLDER, options, said_in_one_sentence
 from dagger_exp.rollout.demonstrations.formats import FORMATS
-from dagger_exp.schema import register_schema
 
 CONF = Path(CONF_FOLDER)
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.chat import Chat
-from dagger_exp.components import make, make_optional
-from dagger_exp.config import per_round
+from dagger_exp.config.checks import per_round
+from dagger_exp.config.components import make, make_optional
 from dagger_exp.data.datamodule import RoundDataModule
 from dagger_exp.errors import ConfigError
 from dagger_exp.evaluation.evaluator import Evaluator
