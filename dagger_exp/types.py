@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SCHEMA_VERSION = 4
-"""Version of the record on disk; a store of another version is refused, never guessed at."""
+"""Version of the record on disk; a store of another version is refused, never guessed at.
+
+It changes with the meaning or the type of a column. A column more does not change it: see `store.schema.conformed`.
+"""
 
 
 class Actor(StrEnum):
@@ -161,6 +164,7 @@ class Turn:
     `starts_branch` is true they are the whole prompt. `label_ids` is None where no label was asked.
     `teacher_logprobs` has a value per token of the response, where it was asked for; the two `teacher_top_*` have the
     likeliest k tokens at each of these places, one place after the other; what is left of 1 is the mass of the tail.
+    The student's response was sampled with `temperature` and `top_p`; both are None where another acted.
     `num_cut_chars` were left out of the middle of the observation. The teacher's tokens are those that its server
     counted, prompts included.
     """
@@ -186,6 +190,8 @@ class Turn:
     reward: float = 0.0
     finish_reason: str = "stop"
     policy_version: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
     num_cut_chars: int = 0
     num_teacher_prompt_tokens: int = 0
     num_teacher_response_tokens: int = 0

@@ -220,7 +220,8 @@ class Runner:
         # A teacher's answer becomes tokens once, in the student's format, and is never encoded again.
         executed = action.token_ids or self.chat.response_ids(action.message, prompt)
         written = self._label(action, executed, label, prompt)
-        asked = label if choice.actor is Actor.STUDENT else action
+        is_student = choice.actor is Actor.STUDENT
+        asked = label if is_student else action
         return Turn(
             turn_index=turn_index,
             actor=choice.actor,
@@ -238,6 +239,8 @@ class Runner:
             reward=result.reward,
             finish_reason=action.finish_reason,
             policy_version=action.policy_version,
+            temperature=self.student.temperature if is_student else None,
+            top_p=self.student.top_p if is_student else None,
             num_teacher_prompt_tokens=0 if asked is None else asked.usage.num_prompt_tokens,
             num_teacher_response_tokens=0 if asked is None else asked.usage.num_response_tokens,
             num_cut_chars=num_cut_chars,

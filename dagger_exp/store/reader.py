@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dagger_exp.errors import StoreError
-from dagger_exp.store.schema import RECORD_COLUMNS, SCHEMA, to_episodes
+from dagger_exp.store.schema import RECORD_COLUMNS, conformed, to_episodes
 from dagger_exp.types import Episode, StopReason
 
 CACHED_ROW_GROUPS = 4
@@ -32,13 +32,12 @@ class RoundFile:
         """Map the file and read its index.
 
         Raises:
-            StoreError: the file is missing, damaged, or has other columns than this version writes.
+            StoreError: the file is missing or damaged, or a column has another type than this version reads.
         """
         self.path = path
         with self._naming_damage():
             self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-        if not self._file.schema_arrow.equals(SCHEMA):
-            raise StoreError(f"{path} has other columns than this version writes: read it with the one that did.")
+        conformed(self._file.schema_arrow.empty_table(), path)
         metadata = self._file.metadata
         group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = np.cumsum([0, *group_rows])
@@ -72,7 +71,8 @@ class RoundFile:
             StoreError: the file is damaged there.
         """
         with self._naming_damage():
-            return self._file.read_row_group(group, columns=RECORD_COLUMNS, use_threads=False)
+            table = self._file.read_row_group(group, columns=RECORD_COLUMNS, use_threads=False)
+        return conformed(table, self.path, RECORD_COLUMNS)
 
     def _columns(self, *names: str) -> dict[str, pa.ChunkedArray]:
         with self._naming_damage():

@@ -3,19 +3,23 @@
 The columns are the fields of `Episode` and `Turn` under their own names, but for the episode's wall time,
 which is `episode_wall_time_s`. An episode that ended before its first turn is one row whose turn columns are
 all null, as in an outer join, so counting the non-null `turn_index` counts turns.
+
+Reading is additive: a column that a file lacks holds the default of its field, and an unknown one is ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dagger_exp.errors import StoreError
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
 SCHEMA = pa.schema(
@@ -53,6 +57,8 @@ SCHEMA = pa.schema(
         "reward": pa.float64(),
         "finish_reason": pa.string(),
         "policy_version": pa.int32(),
+        "temperature": pa.float64(),
+        "top_p": pa.float64(),
         "num_cut_chars": pa.int32(),
         "num_teacher_prompt_tokens": pa.int32(),
         "num_teacher_response_tokens": pa.int32(),
@@ -70,6 +76,8 @@ _EPISODE_COLUMNS = {
     if field.name != "turns"
 }
 _TURN_COLUMNS = [field.name for field in fields(Turn)]
+_DEFAULTS = {field.name: field.default for record in (Episode, Turn) for field in fields(record)}
+_DEFAULTS["episode_wall_time_s"] = _DEFAULTS["wall_time_s"]
 _of_episode = attrgetter(*_EPISODE_COLUMNS.values())
 _of_turn = attrgetter(*_TURN_COLUMNS)
 _NO_TURN = (None,) * len(_TURN_COLUMNS)
@@ -97,6 +105,32 @@ def to_table(run_id: str, episodes: Sequence[Episode]) -> pa.Table:
         for turn_index, label_ids in zip(columns["turn_index"], columns["label_ids"], strict=True)
     ]
     return pa.table([_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def conformed(table: pa.Table, path: Path, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """Return these columns of what was read from a file, as this version writes them.
+
+    Raises:
+        StoreError: a column has another type, or is missing and its field has no default.
+    """
+    return pa.table([_conformed(table, SCHEMA.field(name), path) for name in names], names=list(names))
+
+
+def _conformed(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray | pa.Array:
+    if field.name in table.column_names:
+        column = table.column(field.name)
+        if column.type != field.type:
+            raise StoreError(
+                f"{path} holds {field.name} as {column.type}, and this version of dagger_exp reads {field.type}: "
+                "read it with the version that wrote it."
+            )
+        return column
+    if (default := _DEFAULTS.get(field.name, MISSING)) is MISSING:
+        raise StoreError(f"{path} has no column {field.name}: read it with the version of dagger_exp that wrote it.")
+    if field.name in _EPISODE_COLUMNS:
+        return pa.array([default] * len(table), field.type)
+    has_turn = table.column("turn_index").is_valid().to_pylist()
+    return pa.array([default if has else None for has in has_turn], field.type)
 
 
 def to_episodes(table: pa.Table) -> list[Episode]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json
 from dagger_exp.store.reader import RoundFile, RoundReader
-from dagger_exp.store.schema import to_episodes
+from dagger_exp.store.schema import conformed, to_episodes
 from dagger_exp.types import SCHEMA_VERSION, Episode, StopReason
 
 CHECKSUM_BYTES = 4
@@ -159,10 +159,10 @@ class StoreView:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Return the rows of the episodes that were committed together.
+    """Return the rows of the episodes that were committed together, in the columns of this version.
 
     Raises:
-        StoreError: the file is missing or damaged.
+        StoreError: the file is missing or damaged, or a column has another type than this version reads.
     """
     mend = "delete it and resume the run to collect what it held again"
     try:
@@ -172,7 +172,7 @@ def read_table(path: Path) -> pa.Table:
     stream, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
     if checksum != _checksum(stream):
         raise StoreError(f"{path} is damaged (it differs from its checksum): {mend}.")
-    return pa.ipc.open_stream(stream).read_all()
+    return conformed(pa.ipc.open_stream(stream).read_all(), path)
 
 
 def table_to_bytes(table: pa.Table) -> bytes:

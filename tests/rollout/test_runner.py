@@ -191,6 +191,15 @@ def test_the_tokens_of_an_episode() -> None:
         assert turn.policy_version == (4 if turn.actor is S else 0)
 
 
+def test_a_turn_records_how_the_student_sampled() -> None:
+    engine = Reciting(*(said for actor, _, said, _ in TRANSCRIPT if actor is S))
+    student = LanguagePolicy(engine=engine, chat=CHAT, max_new_tokens=ROOM, temperature=0.5, top_p=0.9)
+    turns = run(student=student, mixing=Rota([row[0] for row in TRANSCRIPT])).turns
+    assert [(t.temperature, t.top_p) for t in turns] == [
+        (0.5, 0.9) if actor is S else (None, None) for actor, *_ in TRANSCRIPT
+    ]
+
+
 def test_hand_over_is_at_turn_boundaries() -> None:
     world = RepoRepair(max_turns=12)
     mixing = TurnMixture(schedule=Constant(start=0.5, end=0.5, num_rounds=1))

@@ -88,7 +88,7 @@ def test_an_open_round_is_not_read(store, make_episode) -> None:
         store.read(0)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "page", "replaced", "other columns"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "page", "replaced", "no column"])
 def test_a_damaged_file_is_named(closed, damage) -> None:
     path = closed.parquet_path(0)
     content = bytearray(path.read_bytes())
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_named(closed, damage) -> None:
     elif damage == "replaced":
         path.write_bytes(closed.parquet_path(1).read_bytes())
     else:
-        pq.write_table(pq.read_table(path).drop_columns(["reward"]), path)
+        pq.write_table(pq.read_table(path).drop_columns(["task_id"]), path)
     with pytest.raises(StoreError, match=str(path)):
         closed.read(0).episode(0)
     with pytest.raises(StoreError, match=str(path)):

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dagger_exp.errors import StoreError
 from dagger_exp.store.compaction import compact
 from dagger_exp.store.reader import RoundFile, RoundReader
 from dagger_exp.store.schema import SCHEMA, to_table
 from dagger_exp.store.store import Store
+from dagger_exp.store.view import read_table, table_to_bytes
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 INDICES = st.integers(0, 2**31 - 1)
@@ -38,6 +43,8 @@ TURNS = st.builds(
     reward=FLOATS,
     finish_reason=st.text(),
     policy_version=INDICES,
+    temperature=st.none() | FLOATS,
+    top_p=st.none() | FLOATS,
     wall_time_s=FLOATS,
 )
 EPISODES = st.builds(
@@ -115,3 +122,55 @@ def test_undecodable_output_of_a_command_does_not_stop_a_round(make_episode, sto
     store.close_round(0, 1, {})
     turns = store.read(0).episode(0).turns
     assert (turns[0].observation, turns[0].label_text, turns[1].label_text) == ("caf?", "?", None)
+
+
+def change_files(store: Store, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Rewrite what the store holds of round 0, as another version might have written it."""
+    for path in store.committed_paths(0):
+        path.write_bytes(table_to_bytes(change(read_table(path))))
+    if store.is_closed(0):
+        pq.write_table(change(pq.read_table(store.parquet_path(0))), store.parquet_path(0))
+
+
+def of_another_version(table: pa.Table) -> pa.Table:
+    fewer = table.drop_columns(["temperature", "top_p", "reward", "teacher_top_ids", "error", "episode_wall_time_s"])
+    return fewer.append_column("mood", pa.array(["calm"] * len(table)))
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_missing_column_has_its_default_and_an_unknown_one_is_ignored(store, make_episode, is_closed) -> None:
+    full = make_episode(0, error="gone", wall_time_s=2.0)
+    full = replace(full, turns=[replace(turn, temperature=0.5, top_p=0.9, reward=1.0) for turn in full.turns])
+    store.commit(full, make_episode(1, num_turns=0))
+    if is_closed:
+        store.close_round(0, 2, {})
+    change_files(store, of_another_version)
+    reopened = Store(store.folder, "run-a")
+    plain = [make_episode(0), make_episode(1, num_turns=0)]
+    assert (reopened.read(0).episodes([0, 1]) if is_closed else reopened.committed_episodes(0)) == plain
+    reopened.close_round(0, 2, {})
+    assert reopened.read(0).episodes([0, 1]) == plain
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("reward", lambda column: column.cast(pa.float32()), "holds reward as float, and .* reads double"),
+        ("response_ids", lambda column: column.cast(pa.list_(pa.int64())), "holds response_ids as list<.*int64"),
+        ("task_id", None, "has no column task_id"),
+    ],
+)
+def test_a_column_of_another_type_is_refused(store, make_episode, is_closed, column, change, said) -> None:
+    store.commit(make_episode(0))
+    if is_closed:
+        store.close_round(0, 1, {})
+
+    def changed(table: pa.Table) -> pa.Table:
+        if change is None:
+            return table.drop_columns([column])
+        return table.set_column(table.schema.get_field_index(column), column, change(table.column(column)))
+
+    change_files(store, changed)
+    with pytest.raises(StoreError, match=said):
+        Store(store.folder, "run-a").committed(0)
