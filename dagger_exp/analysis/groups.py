@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dagger_exp.analysis.load import Run, flat
+from dagger_exp.analysis.load import Run
+from dagger_exp.analysis.settings import Settings, settings_of
 
-IGNORED = frozenset("name seed sweep_name num_threads logger paths overrides _wandb".split())
-"""Keys that change where and under which name a run writes, or which of the seeds it is."""
 CONDITIONS = (
     "env",
     "evaluation.tasks",
@@ -25,9 +24,6 @@ CONDITIONS = (
 )
 """Keys that decide what a success rate is a rate of."""
 TARGET = "._target_"
-
-Settings = Mapping[str, Hashable]
-"""The keys of a config that matter, with their values; a key without a value is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +70,10 @@ def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
     """Return the comparisons, the one of most runs first, and a sentence for each run that is left out."""
     by_conditions: defaultdict[Hashable, defaultdict[Hashable, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        settings = settings_of(run)
+        settings = _settings(run)
         by_conditions[_identity(_conditions(settings))][_identity(settings)].append(run)
     parts = sorted(by_conditions.values(), key=lambda groups: -sum(map(len, groups.values())))
-    names = labels([_conditions(settings_of(next(iter(groups.values()))[0])) for groups in parts])
+    names = labels([_conditions(_settings(next(iter(groups.values()))[0])) for groups in parts])
     comparisons, complaints = [], []
     for name, groups in zip(names, parts, strict=True):
         unique = [_once_per_seed(group, complaints) for group in groups.values()]
@@ -86,15 +82,14 @@ def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
     return comparisons, complaints
 
 
-def settings_of(run: Run) -> Settings:
-    """Return the keys of a run's config that matter; 1 and 1.0 are the same value, as W&B writes either."""
-    values = {key: _hashable(value) for key, value in flat(run.config).items() if value is not None}
-    return {key: value for key, value in values.items() if key.split(".")[0] not in IGNORED}
+def _settings(run: Run) -> Settings:
+    """Return the keys by which a run is grouped; 1 and 1.0 are the same value, as W&B writes either."""
+    return {key: value for key, value in settings_of(run.config).items() if key != "seed" and value is not None}
 
 
 def _by_choice(run: Run) -> Settings:
     """Return a run's settings with components called as they were chosen: `paper` rather than the class `Linear`."""
-    settings = settings_of(run)
+    settings = _settings(run)
     called = {f"{group}{TARGET}": option for group, option in run.choices.items() if option}
     return {key: called.get(key, value) for key, value in settings.items()}
 
@@ -209,9 +204,3 @@ def _conditions(settings: Settings) -> Settings:
 
 def _identity(settings: Settings) -> Hashable:
     return frozenset(settings.items())
-
-
-def _hashable(value: Any) -> Hashable:
-    if isinstance(value, Mapping):
-        return tuple(sorted((key, _hashable(part)) for key, part in value.items()))
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value

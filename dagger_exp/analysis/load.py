@@ -99,14 +99,6 @@ def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, complaints
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config with the keys that the command line takes: `{"rounds.num_rounds": 5, ...}`."""
-    keys: dict[str, Any] = {}
-    for key, value in config.items():
-        keys |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return keys
-
-
 def _below(path: Path) -> set[Path]:
     """Return the run folders at most two levels below: `outputs/` holds `sweeps/NAME/` and `runs/`."""
     depths = ("*", "*/*", "*/*/*")

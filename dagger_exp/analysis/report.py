@@ -14,7 +14,7 @@ from typing import Any
 
 from dagger_exp.analysis.episodes import COLLECT, EVALUATE, EpisodeGroup, episode_groups, evenly, spread
 from dagger_exp.analysis.failures import failure_table
-from dagger_exp.analysis.load import Row, Run, flat
+from dagger_exp.analysis.load import Row, Run
 from dagger_exp.analysis.report_groups import (
     ShownGroup,
     alone,
@@ -24,6 +24,7 @@ from dagger_exp.analysis.report_groups import (
     rows_of,
     shown_groups,
 )
+from dagger_exp.analysis.settings import flat
 from dagger_exp.errors import StoreError
 from dagger_exp.store.files import read_json
 from dagger_exp.types import Episode, StopReason, Turn

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,19 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dagger_exp.analysis.settings import Settings, settings_of
 from dagger_exp.cli.jobs import is_first_process
 from dagger_exp.config.checks import load_checked
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import VISIBLE_S, write_json
 from dagger_exp.types import SCHEMA_VERSION
 
-NOT_THE_RUN = ("paths", "logger", "sweep_name")
-"""Groups and keys that change nothing that comes out."""
-SERVING = ("engine.addresses", "engine.server", "engine.endpoint", "teacher.endpoint", "rollout.watchdog_s")
-"""Keys that say where something is served, not what comes out."""
-MAY_CHANGE = ("teacher_budget.", *(f"rollout.{name}" for name in ("turn_timeout_s", "episode_timeout_s")))
-MAY_CHANGE += ("rollout.round_timeout_s", "rollout.max_attempts", "engine.probe_tolerance")
-"""Keys that a run may go on with otherwise: when it gives up."""
 OF_EPISODES = ("env.", "scaffold.", "student.", "seed")
 """Keys that say what episodes are of, when another command goes on with them."""
 PACKAGES = ("dagger-exp", "torch", "transformers", "lightning", "hydra-core", "wandb", "pyarrow")
@@ -75,9 +68,9 @@ def run_id(folder: Path, sweep: str | None) -> str:
 
 
 def config_hash(cfg: DictConfig, command: str) -> str:
-    """Return 8 hex digits that two jobs share if they are the same run: of all that can change what comes out."""
-    text = json.dumps([command, _that_counts(cfg)], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    """Return 8 hex digits that two jobs share if they have the same outcome: same command, settings and seed."""
+    settings = {key: value for key, value in _settings(cfg).items() if value is not None}  # a new key may come as null
+    return hashlib.blake2b(json.dumps([command, settings], sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def check_same(folder: Path, cfg: DictConfig, command: str) -> None:
@@ -93,36 +86,19 @@ def check_same(folder: Path, cfg: DictConfig, command: str) -> None:
     if not is_same and (began, command) != ("dagger-collect", "train"):  # what was collected may be trained on
         raise ConfigError(f"{folder} is a run of {began}: {mend}.")
     try:
-        theirs, ours = (dict(_flat(_that_counts(of))) for of in (load_checked(folder), cfg))
+        theirs, ours = _settings(load_checked(folder)), _settings(cfg)
     except ConfigError:  # what a kill has left of it, which is written again
         return
     keys = [key for key in ours if key in theirs and theirs[key] != ours[key]]
-    others = [key for key in keys if not key.startswith(MAY_CHANGE) and (is_same or key.startswith(OF_EPISODES))]
+    others = [key for key in keys if is_same or key.startswith(OF_EPISODES)]
     if others:
         said = ", ".join(f"{key}={theirs[key]}, not {ours[key]}" for key in others[:3])
         raise ConfigError(f"{folder} is a run with {said}{' and more' * (len(others) > 3)}: {mend}.")
 
 
-def _flat(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a config by their whole keys."""
-    if not isinstance(node, dict):
-        yield place.removeprefix("."), node
-        return
-    for key, value in node.items():
-        yield from _flat(value, f"{place}.{key}")
-
-
-def _that_counts(cfg: DictConfig) -> Any:
-    """Return what of a config can change what comes out."""
-    copy: Any = OmegaConf.create(OmegaConf.to_container(cfg))
-    for name in NOT_THE_RUN:
-        copy.pop(name, None)
-    for name in SERVING:
-        node, _, key = name.partition(".")
-        copy.get(node, {}).pop(key, None)
-    # Folders stand in other nodes by interpolation, as in env.cache_folder.
-    copy.paths = {"output_folder": "", "cache_folder": ""}
-    return OmegaConf.to_container(copy, resolve=True)
+def _settings(cfg: DictConfig) -> Settings:
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return settings_of(config)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

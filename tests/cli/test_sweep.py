@@ -16,9 +16,7 @@ import pytest
 
 from dagger_exp.cli.arguments import parsed
 from dagger_exp.cli.jobs import job_states, set_state, sign
-from dagger_exp.cli.manifest import config_hash
 from dagger_exp.cli.sweeping import sweep
-from dagger_exp.config.checks import compose_checked
 from dagger_exp.config.mistakes import options
 from dagger_exp.config.schema import register_schema
 
@@ -106,19 +104,6 @@ def test_a_sweep_that_is_refused_leaves_what_was_there(
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     assert call("train", *typed).code == 2
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"notes.txt", "sweep.json"}
-
-
-def hashed(*overrides: str) -> str:
-    return config_hash(compose_checked("train", list(overrides)), "train")
-
-
-def test_a_job_is_what_can_change_its_result() -> None:
-    same = hashed("seed=3")
-    assert hashed("seed=3", "logger=csv", "sweep_name=x", "launcher=slurm", "paths.output_folder=/elsewhere") == same
-    assert hashed("seed=3", "env=textworld") == hashed("seed=3", "env=textworld", "paths.cache_folder=/elsewhere")
-    others = [hashed("seed=4"), hashed("seed=3", "schedule.floor=0.1"), hashed("seed=3", "rollout.top_p=0.9")]
-    assert len({same, *others}) == 4
-    assert config_hash(compose_checked("evaluate", ["seed=3"]), "evaluate") != same
 
 
 def test_what_another_launch_has_begun_is_left_to_it(tmp_path: Path) -> None:
