@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
-from dagger_exp.encoding import Tokenizer, encoder
 from dagger_exp.errors import ConfigError, DataError, LabelError
 from dagger_exp.types import Message, ToolCall
 
@@ -41,6 +41,20 @@ TODAY = datetime(2026, 1, 1)  # noqa: DTZ001  no moment, but a date
 SYNTAX = Environment()  # noqa: S701  nothing is rendered with it
 """Reads what a template is made of."""
 SYNTAX.globals.clear()  # a template may give their names to values of its own
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time needs no threads, which warn at a fork
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    chat_template: Any
+    eos_token_id: Any
+    added_tokens_decoder: Any
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], **options: Any) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 class Prompt(NamedTuple):
@@ -82,8 +96,6 @@ class Chat:
         self.template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special[int(tokenizer.eos_token_id)] = str(tokenizer.decode([tokenizer.eos_token_id]))
-        self._encoded = encoder(tokenizer)
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._special = re.compile("|".join(map(re.escape, special.values())))
         self._tells_each_alone = tells_each_alone(tokenizer.chat_template)
         self._harmless = lru_cache(CACHED_TEXTS)(self._broken_up)
@@ -146,7 +158,8 @@ class Chat:
     def parse(self, token_ids: Sequence[int]) -> Message:
         """Return the message that response tokens say."""
         ids = [i for i in token_ids if i != self.end_id]
-        return Message("assistant", self._decode(ids).strip())
+        said = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Message("assistant", str(said).strip())
 
     def _past(self, prompt: Prompt) -> list[dict[str, Any]]:
         """Return of the messages of a prompt those that must be rendered again to see what follows them."""
@@ -230,12 +243,8 @@ class Chat:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
-        return self._encoded(text.encode(errors="replace").decode())  # half a surrogate pair has no tokens
-
-    def _decode(self, ids: list[int]) -> str:
-        if self._backend is None:
-            return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        return self._backend.decode(ids, skip_special_tokens=False)
+        text = text.encode(errors="replace").decode()  # half of a surrogate pair has no tokens
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _after_response(self, text: str, asked: str, said: str) -> str | None:
         """Return what a rendering has after the end token of a response; None where it tells the past otherwise.

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dagger_exp.chat import Chat, Prompt, tells_each_alone
-from dagger_exp.encoding import Encoder
 from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.types import Message, ToolCall
 
@@ -209,7 +208,7 @@ ROUND_TRIP = make_chat()
 
 
 class Counting:
-    """A tokenizer that counts what it is given, as its chat counts what it encodes: messages to render, characters."""
+    """A tokenizer that counts the messages it renders and the characters it encodes."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.num_chars, self.num_messages = tokenizer, 0, 0
@@ -217,12 +216,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
-    def counted(self, encode: Encoder) -> Encoder:
-        def encode_and_count(text: str) -> list[int]:
-            self.num_chars += len(text)
-            return encode(text)
-
-        return encode_and_count
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.num_chars += len(text)
+        return self.tokenizer.encode(text, **options)
 
     def apply_chat_template(self, rows: Sequence[Any], **options: Any) -> Any:
         self.num_messages += len(rows)
@@ -232,7 +228,6 @@ class Counting:
 def test_the_cost_of_a_turn_does_not_grow_with_the_turns_before() -> None:
     counting: Any = Counting(byte_pairs(EACH_ALONE))
     chat, messages, counts = Chat(counting), list(OPENING), list[tuple[int, int]]()
-    chat._encoded = counting.counted(chat._encoded)
     prompt = chat.open(messages)
     for _ in range(40):
         messages += [said("edit"), user("ok fail")]

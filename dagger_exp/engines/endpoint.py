@@ -26,7 +26,6 @@ import msgspec
 import tenacity
 
 from dagger_exp.engines import refusals
-from dagger_exp.engines.gate import Gate
 from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
 from dagger_exp.engines.proxies import proxies
 from dagger_exp.engines.refusals import MissingError, SilentError, TransientError
@@ -91,7 +90,6 @@ class Endpoint:
         self.num_requests, self.num_failures, self._has_answered = 0, 0, False
         self._told: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
-        self._gate = Gate()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -101,7 +99,7 @@ class Endpoint:
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers(), proxy=proxies(self.address).get("https")
         ) as session:
-            self._session, self._gate = session, Gate()
+            self._session = session
             self._pace.renew()
             try:
                 yield
@@ -115,7 +113,6 @@ class Endpoint:
             ContextError: the server says that the prompt is too long for it.
             EngineError: it refuses the request, or has failed at every attempt; each way to fail is told, once.
         """
-        await asyncio.sleep(0)  # those whose answers came together tokenise before the first of them asks again
         data, failed = _packed(body), list[TransientError]()
         try:
             return await self._attempt(path, data, failed)
@@ -237,7 +234,6 @@ class Endpoint:
             async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
                 text = await answer.read()
             self._has_answered = True
-            await self._gate.passed(began)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
             raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None

@@ -26,7 +26,7 @@ SHORT = {
     "bench_report.py": "",
     "bench_pypi_bugs.py": "--help",
     "bench_sandboxes.py": "",
-    "bench_collect.py": "--clients bare tokens teacher --episodes 4 --turns 2 --latency 0.05 --repeats 1",
+    "bench_collect.py": "--clients bare tokens teacher --concurrency 4 --turns 2 --latency 0.05 --repeats 1",
 }
 
 FEW_JOBS = "seed=0 schedule=exponential,linear"
