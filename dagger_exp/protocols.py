@@ -182,7 +182,7 @@ class Policy(Protocol):
         ...
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """Where it answers, for a person to look: an address, or "" for this process."""
         ...
 
@@ -277,7 +277,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """Where it answers, for a person to look: addresses, or "" for this process."""
         ...
 

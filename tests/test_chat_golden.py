@@ -366,7 +366,7 @@ class Stage:
     max_turns: int = 3
     id: str = "stage"
     reads_env: bool = False
-    place: str = ""
+    address: str = ""
     num_steps: int = 0
 
     def make(self, task: Task) -> Env:

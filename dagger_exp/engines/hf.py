@@ -56,7 +56,7 @@ class HfEngine:
         ConfigError: a batch would hold nobody.
     """
 
-    id, place = "hf", ""
+    id, address = "hf", ""
     is_lock_step = True
 
     def __init__(self, *, end_id: int, pad_id: int, max_batch_size: int = 256) -> None:

@@ -17,7 +17,7 @@ class ScriptedEngine:
         end_id: token id that ends a message.
     """
 
-    id, place = "scripted", ""
+    id, address = "scripted", ""
     is_lock_step = False
 
     def __init__(self, *, end_id: int) -> None:

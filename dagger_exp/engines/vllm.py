@@ -82,7 +82,7 @@ class VllmEngine:
         return self.way.name
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         return ", ".join(endpoint.address for endpoint in self.endpoints)
 
     @property

@@ -44,8 +44,8 @@ class LanguagePolicy:
     reads_env: ClassVar[bool] = False
 
     @property
-    def place(self) -> str:
-        return self.engine.place
+    def address(self) -> str:
+        return self.engine.address
 
     async def act(self, state: State, env: Env) -> Response:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, state.key)
@@ -99,14 +99,14 @@ class ModelTeacher(LanguagePolicy):
         usage = Usage(len(prompt_ids), len(generation.token_ids))
         [message] = normalized([self.chat.parse(generation.token_ids)], self.scaffold)
         message = replace(thought_apart(message, self.scaffold), reasoning="")
-        return whole(Response(message, finish_reason=generation.finish_reason, usage=usage), self.id)
+        return checked_answer(Response(message, finish_reason=generation.finish_reason, usage=usage), self.id)
 
 
 ENDED_BY_OTHERS = ("abort", "content_filter", "error")
 """Finish reasons of an answer that a server ended, neither the model nor its longest length."""
 
 
-def whole(answer: Response, teacher_id: str) -> Response:
+def checked_answer(answer: Response, teacher_id: str) -> Response:
     """Return a teacher's answer; raises `AnswerError` where it says nothing or was cut before its end."""
     if answer.finish_reason in ENDED_BY_OTHERS:
         raise AnswerError(f"the answer of {teacher_id} was ended by its server: {answer.finish_reason}", answer.usage)

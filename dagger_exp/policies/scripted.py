@@ -19,7 +19,7 @@ class ScriptedPolicy:
         id: name under which the policy is recorded.
     """
 
-    reads_env, place = True, ""
+    reads_env, address = True, ""
 
     def __init__(self, *, error_rate: float = 0.0, id: str = "scripted") -> None:
         if not 0.0 <= error_rate <= 1.0:

@@ -13,7 +13,7 @@ from typing import Any
 from dagger_exp.engines.endpoint import Endpoint, MissingError
 from dagger_exp.engines.prompt_logprobs import score_at, usage_of
 from dagger_exp.errors import ConfigError, PolicyError, check_at_least
-from dagger_exp.policies.llm import AnswerError, normalized, thought_apart, whole
+from dagger_exp.policies.llm import AnswerError, checked_answer, normalized, thought_apart
 from dagger_exp.protocols import Env, Scaffold, Scores
 from dagger_exp.types import Message, Response, State, ToolCall
 
@@ -79,7 +79,7 @@ class ServedPolicy:
         return self._id or self.model or "served"
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         return self.endpoint.address
 
     async def act(self, state: State, env: Env) -> Response:
@@ -107,7 +107,7 @@ class ServedPolicy:
             finish_reason=finish_reason,
             usage=usage,
         )
-        return whole(response, self.id)
+        return checked_answer(response, self.id)
 
     async def score(self, token_ids: Sequence[int], num_top: int = 0) -> Scores:
         """Return the log-probabilities of given tokens, which a vLLM server tells while it writes one more.

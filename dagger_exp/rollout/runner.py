@@ -28,7 +28,7 @@ from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.scored import scored
-from dagger_exp.rollout.watchdog import Watchdog, with_place
+from dagger_exp.rollout.watchdog import Watchdog, with_address
 from dagger_exp.scaffolds.observations import cut_middle
 from dagger_exp.types import Actor, Choice, Episode, Key, Response, State, StepResult, StopReason, Task, Turn
 
@@ -174,7 +174,7 @@ class Runner:
         if actor is Actor.TEACHER:
             action = await self._ask_teacher(state, env, "action")
         else:
-            with self.watchdog.waiting(state.key, f"the student's engine {with_place(self.student.engine)}"):
+            with self.watchdog.waiting(state.key, f"the student's engine {with_address(self.student.engine)}"):
                 action = await self.student.act(state, env)
         with self.watchdog.waiting(state.key, "its env"):
             return action, await env.step(action.message)
@@ -182,13 +182,13 @@ class Runner:
     async def _ask_teacher(self, state: State, env: Env, what: str) -> Response:
         self.budget.check()
         try:
-            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {with_place(self.teacher)}"):
+            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {with_address(self.teacher)}"):
                 answer = await self.teacher.act(state, env)
         except PolicyError as error:  # its `ContextError` too: that the teacher reads less is not the student's doing
             if isinstance(error, AnswerError):
                 self.budget.spend(error.usage)
             raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
-        self.budget.spend(answer.usage, told_by=self.teacher.place)
+        self.budget.spend(answer.usage, told_by=self.teacher.address)
         return answer
 
     async def _scored(self, key: Key, turns: list[Turn]) -> list[Turn]:
@@ -196,7 +196,7 @@ class Runner:
         if not self.labeler.logprobs:
             return turns
         try:
-            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {with_place(self.teacher)}"):
+            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {with_address(self.teacher)}"):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget)
         except PolicyError as error:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error

@@ -108,6 +108,6 @@ class Watchdog:
         return next((key for key in long if waits[key].task is running), None)
 
 
-def with_place(asked: Policy | Engine) -> str:
+def with_address(asked: Policy | Engine) -> str:
     """Return who is asked, and at which address."""
-    return f"{asked.id} at {asked.place}" if asked.place else asked.id
+    return f"{asked.id} at {asked.address}" if asked.address else asked.id

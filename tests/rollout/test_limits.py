@@ -47,7 +47,7 @@ class Slow:
     asked: list[Key] = field(default_factory=list)
     id: str = "far away"
     reads_env: bool = False
-    place: str = ""
+    address: str = ""
     gate: asyncio.Event | None = None
 
     async def act(self, state: State, env: Env) -> Response:
@@ -221,9 +221,9 @@ def test_a_limit_is_refused_where_the_server_does_not_tell_what_counts(tmp_path:
 
     with pytest.raises(ConfigError, match="http://there does not tell how many tokens an answer has used"):
         collected(
-            runner(Silent(place="http://there"), budget=TeacherBudget(cost_per_run=1.0)), tmp_path, num_episodes=1
+            runner(Silent(address="http://there"), budget=TeacherBudget(cost_per_run=1.0)), tmp_path, num_episodes=1
         )
-    assert collected(runner(Silent(place="http://there")), tmp_path, num_episodes=1)
+    assert collected(runner(Silent(address="http://there")), tmp_path, num_episodes=1)
 
 
 def test_a_turn_that_takes_too_long_ends_its_episode_and_is_named(tmp_path: Path) -> None:
