@@ -29,6 +29,7 @@ from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.store.store import Store
@@ -90,11 +91,9 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     collector = Collector(
         runner=runner,
         store=Store(store_folder or folder / "rounds", run_id),
-        tasks=world.tasks("train"),
-        seed=cfg.seed,
+        plan=ShuffledTasks(tasks=world.tasks("train"), seed=cfg.seed, episodes_per_task=cfg.rollout.episodes_per_task),
         concurrency=at_once(cfg.rollout.concurrency, sandboxes),
         keeps=make(cfg.filter),
-        episodes_per_task=cfg.rollout.episodes_per_task,
         round_timeout_s=cfg.rollout.round_timeout_s,
         demonstrations=make_optional(cfg.demonstrations),
     )

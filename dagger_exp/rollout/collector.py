@@ -1,4 +1,4 @@
-"""Many episodes: which tasks, how many at once, when a round is full.
+"""Many episodes: how many at once, when a round is full, what is kept of it.
 
 Episode i of a round has a fixed task and fixed coins. A round with a budget of labels closes at the smallest n such
 that episodes 0..n-1 hold that many; later ones that finished early are dropped. So what a round holds depends neither
@@ -14,24 +14,22 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.goal import Done, Goal, is_hole, whole
 from dagger_exp.rollout.lock_step import in_lock_step
 from dagger_exp.rollout.metrics import rollout_metrics
+from dagger_exp.rollout.plan import Plan
 from dagger_exp.rollout.runner import LAST_WORDS, Runner
 from dagger_exp.rollout.scored import try_scoring
-from dagger_exp.seeding import draw
 from dagger_exp.store.store import Store
 from dagger_exp.store.view import EpisodeSummary, summarize
-from dagger_exp.types import Episode, Key, StopReason, Task
+from dagger_exp.types import Episode, Key, StopReason
 
 MAX_FAILURE_RATE = 0.5
 """A round in which more episodes than this fail for reasons of infrastructure is given up."""
@@ -66,22 +64,18 @@ class Collector:
     Args:
         runner: plays an episode.
         store: where episodes are committed, whole or not at all.
-        tasks: the training split.
-        seed: of the run.
+        plan: gives each episode its task and its coins.
         concurrency: episodes at once; with an engine that works in lock-step, the fixed size of a batch.
         keeps: whether an episode that ended so in this round will be trained on (counts towards a label budget).
-        episodes_per_task: consecutive episodes that share a task.
         round_timeout_s: after which no episode begins and those that play are cut; None waits for all.
         demonstrations: are imported as round 0, which is not played then, whatever its goal; None plays it.
     """
 
     runner: Runner
     store: Store
-    tasks: Sequence[Task]
-    seed: int
+    plan: Plan
     concurrency: int
     keeps: Callable[[int, StopReason], bool]
-    episodes_per_task: int = 1
     round_timeout_s: float | None = None
     demonstrations: Demonstrations | None = None
 
@@ -89,7 +83,6 @@ class Collector:
         """Return whether a round comes from files."""
         return self.demonstrations is not None and round_index == 0
 
-    @_frozen_heap()
     def collect(
         self,
         round_index: int,
@@ -111,8 +104,8 @@ class Collector:
             reader = self.store.read(round_index)
             return reader.episodes(range(len(reader)))
         if self.demonstrations is not None and self.is_imported(round_index):
-            return self.demonstrations.collect(self.runner, self.store, self.seed, on_episode)
-        if not len(self.tasks):
+            return self.demonstrations.collect(self.runner, self.store, self.plan.seed, on_episode)
+        if not len(self.plan.tasks):
             raise DataError("The env's train split is empty: there is nothing to collect from.")
 
         def labels(summary: EpisodeSummary) -> int:
@@ -120,25 +113,28 @@ class Collector:
 
         self.runner.teacher.check()
         self._begin_budget(round_index)  # counts what failures have cost, too
-        if self.runner.budget.spent is None:
-            self._discard_failures(round_index)
         begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
         try:
-            full = asyncio.run(self._play(round_index, goal, on_episode))
+            episodes = self.play(round_index, goal, on_episode)
         finally:
             self.runner.budget.save()  # what an interruption loses has been paid for
-        return self._closed(round_index, full, goal, begin)
-
-    def _closed(self, round_index: int, num_episodes: int, goal: Goal, begin: float) -> list[Episode]:
-        """Close the round with its first episodes, and return them."""
-        episodes = self.store.episodes(round_index, num_episodes)
         summaries = [summarize(episode) for episode in episodes]
         self._check_any(round_index, summaries, goal)
-        _check_failures(round_index, episodes)
+        check_failures(episodes, f"episodes of round {round_index}")
         counts = {"round/collect_s": time.monotonic() - begin, **self.runner.budget.metrics()}
-        self.store.close_round(round_index, num_episodes, rollout_metrics(episodes) | counts)
+        self.store.close_round(round_index, len(episodes), rollout_metrics(episodes) | counts)
         self._warn_of_short(round_index, summaries, goal)
         return episodes
+
+    @_frozen_heap()
+    def play(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> list[Episode]:
+        """Commit what the open round lacks; return the episodes that it is to be closed with.
+
+        What failed for reasons of infrastructure is played again.
+        """
+        if self.runner.budget.spent is None:
+            self._discard_failures(round_index)
+        return self.store.episodes(round_index, asyncio.run(self._play(round_index, goal, on_episode)))
 
     def _discard_failures(self, round_index: int) -> None:
         """Let a run that goes on after an outage play again what the outage ended."""
@@ -185,11 +181,6 @@ class Collector:
             await try_scoring(self.runner.teacher, self.runner.labeler, self.runner.chat.end_id)
             return await play(round_index, goal, on_episode)
 
-    def task(self, round_index: int, episode_index: int) -> Task:
-        """Return the task of an episode: the split in an order of its own for each round, again when it is used up."""
-        cycle, place = divmod(episode_index // self.episodes_per_task, len(self.tasks))
-        return self.tasks[int(_order(self.seed, round_index, cycle, len(self.tasks))[place])]
-
     async def _collect_batches(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
         """In lock-step: batches of fixed members; one that was interrupted is played again whole."""
         done, begin, end = self.store.committed(round_index), 0, self._deadline()
@@ -198,7 +189,7 @@ class Collector:
             if any(index not in done for index in members):
                 if not (self._may_begin(end) or is_hole(begin, done)):
                     return whole(done)
-                playing = {self._key(round_index, index): self._episode(round_index, index, end) for index in members}
+                playing = dict(self._episode(round_index, index, end) for index in members)
                 await self._commit(await in_lock_step(self.runner, playing), done, goal, on_episode)
             begin = members.stop
         return full
@@ -213,7 +204,8 @@ class Collector:
                     if not (self._may_begin(end) or is_hole(begin, done)):
                         break
                     if begin not in done:
-                        playing.add(asyncio.create_task(self._episode(round_index, begin, end)))
+                        _, episode = self._episode(round_index, begin, end)
+                        playing.add(asyncio.create_task(episode))
                     begin += 1
                 if not playing:
                     return whole(done)
@@ -231,11 +223,14 @@ class Collector:
     def _may_begin(self, end: float) -> bool:
         return time.monotonic() < end and self.runner.budget.spent is None
 
-    def _key(self, round_index: int, episode_index: int) -> Key:
-        return Key(self.seed, round_index, self.task(round_index, episode_index).id, episode_index)
+    def _episode(self, round_index: int, episode_index: int, end: float) -> tuple[Key, Coroutine[Any, Any, Episode]]:
+        """Return the key of an episode, and what plays it."""
+        task, key = self.plan(round_index, episode_index)
 
-    async def _episode(self, round_index: int, episode_index: int, end: float) -> Episode:
-        return await self.runner.run(self.task(round_index, episode_index), self._key(round_index, episode_index), end)
+        async def play() -> Episode:
+            return replace(await self.runner.run(task, key, end), round_index=round_index)
+
+        return key, play()
 
     async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
         """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""
@@ -254,12 +249,12 @@ class Collector:
                 _give_up_without_hope(done, goal, episode)
 
 
-def _check_failures(round_index: int, episodes: Sequence[Episode]) -> None:
-    """Refuse a round that is mostly failures, before it is closed."""
+def check_failures(episodes: Sequence[Episode], what: str) -> None:
+    """Refuse episodes that are mostly failures, before their round is closed; raises `DataError`."""
     errors = [episode.error for episode in episodes if _has_failed(episode.stop_reason)]
     if len(errors) > MAX_FAILURE_RATE * len(episodes):
         raise DataError(
-            f"{len(errors)} of {len(episodes)} episodes of round {round_index} failed, the last with {errors[-1]}: "
+            f"{len(errors)} of {len(episodes)} {what} failed, the last with {errors[-1]}: "
             "mend that and resume the run; they are played again."
         )
 
@@ -279,9 +274,3 @@ def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:
         raise DataError(
             f"{len(done)} episodes, {count} of them ended as {reason}, hold no label that is trained on; {mend}."
         )
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, round_index: int, cycle: int, size: int) -> np.ndarray:
-    bits = draw(Key(seed, round_index, "", cycle), "task order")
-    return np.random.Generator(np.random.PCG64(bits)).permutation(size)

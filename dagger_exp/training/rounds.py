@@ -212,7 +212,7 @@ class RoundCallback(lightning.Callback):
             )
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # of this step, not of the next
         # Dropout too is a pure function of its place, so that a resumed run is the same run.
-        place = Key(self.collector.seed, round_index, f"process {trainer.global_rank}", trainer.global_step)
+        place = Key(self.collector.plan.seed, round_index, f"process {trainer.global_rank}", trainer.global_step)
         torch.manual_seed(draw(place, "dropout"))
 
     def on_train_batch_end(

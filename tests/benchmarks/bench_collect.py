@@ -172,6 +172,7 @@ def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:
     from dagger_exp.policies.served import ServedPolicy
     from dagger_exp.rollout.collector import Collector
     from dagger_exp.rollout.labeler import Labeler
+    from dagger_exp.rollout.plan import ShuffledTasks
     from dagger_exp.rollout.runner import Runner
     from dagger_exp.store.store import Store
 
@@ -196,8 +197,7 @@ def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:
         collector = Collector(
             runner=runner,
             store=Store(Path(temporary) / "rounds", "benchmark"),
-            tasks=world.tasks("train"),
-            seed=0,
+            plan=ShuffledTasks(tasks=world.tasks("train"), seed=0),
             concurrency=work.num_episodes,
             keeps=lambda round_index, stop_reason: True,
         )

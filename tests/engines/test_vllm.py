@@ -32,6 +32,7 @@ from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
@@ -229,8 +230,7 @@ def test_a_hundred_episodes_drift_nowhere_and_find_their_prefix_cached(
             max_context_tokens=1024,
         ),
         store=Store(tmp_path, "run"),
-        tasks=WORLD.tasks("train"),
-        seed=0,
+        plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
         concurrency=16,
         keeps=lambda round_index, reason: True,
     )

@@ -27,6 +27,7 @@ from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
@@ -335,7 +336,11 @@ def test_no_episode_of_other_weights_is_committed_whatever_ends_the_round(tmp_pa
         )
         store, tasks = Store(tmp_path / "rounds", "run"), world.tasks("train")
         collector = Collector(
-            runner=runner, store=store, tasks=tasks, seed=0, concurrency=2, keeps=lambda round_index, reason: True
+            runner=runner,
+            store=store,
+            plan=ShuffledTasks(tasks=tasks, seed=0),
+            concurrency=2,
+            keeps=lambda round_index, reason: True,
         )
         return collector.collect(0, num_episodes=8, on_episode=on_episode)
 

@@ -25,6 +25,7 @@ from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.schema import TIME_COLUMNS, to_table
 from dagger_exp.store.store import Store
@@ -62,8 +63,7 @@ def collector_of(runner: Runner, folder: Path, demonstrations: Demonstrations | 
     return Collector(
         runner=runner,
         store=Store(folder, folder.name),
-        tasks=RepoRepair().tasks("train"),
-        seed=3,
+        plan=ShuffledTasks(tasks=RepoRepair().tasks("train"), seed=3),
         concurrency=4,
         keeps=lambda round_index, reason: not reason.is_infrastructure,
         demonstrations=demonstrations,

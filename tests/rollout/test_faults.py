@@ -22,6 +22,7 @@ from dagger_exp.policies.mixture import StudentOnly, TurnMixture
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
 from dagger_exp.store.store import Store
@@ -79,8 +80,7 @@ def test_a_round_ends_with_every_label_whatever_the_servers_do(tmp_path: Path, i
         collector = Collector(
             runner=runner(student.address, teacher.address, tmp_path),
             store=Store(tmp_path / "rounds", "run"),
-            tasks=WORLD.tasks("train"),
-            seed=0,
+            plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
             concurrency=8,
             keeps=lambda round_index, reason: not reason.is_infrastructure,
         )
@@ -99,8 +99,7 @@ def test_the_requests_of_an_episode_go_to_one_server_and_extend_each_other(tmp_p
         collector = Collector(
             runner=played,
             store=Store(tmp_path / "rounds", "run"),
-            tasks=WORLD.tasks("train"),
-            seed=0,
+            plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
             concurrency=4,
             keeps=lambda round_index, reason: True,
         )

@@ -24,6 +24,7 @@ from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.scaffolds.observations import cut_middle
@@ -86,8 +87,7 @@ def collected(
     collector = Collector(
         runner=runner,
         store=Store(folder, "run"),
-        tasks=WORLD.tasks("train"),
-        seed=0,
+        plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
         concurrency=concurrency,
         keeps=lambda round_index, reason: not reason.is_infrastructure,
         round_timeout_s=round_timeout_s,
@@ -293,8 +293,7 @@ def test_a_budget_of_the_run_is_counted_over_its_rounds_and_refuses_the_next(tmp
     again = Collector(
         runner=runner(Slow(), budget=TeacherBudget(tokens_per_run=30)),
         store=Store(tmp_path, "run"),
-        tasks=WORLD.tasks("train"),
-        seed=0,
+        plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
         concurrency=1,
         keeps=lambda round_index, reason: True,
     )

@@ -26,6 +26,7 @@ from dagger_exp.protocols import Generation, Sampling, Scaffold
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
+from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.session import ScaffoldSession
@@ -214,8 +215,7 @@ def test_the_failure_table_of_a_round(tmp_path: Path) -> None:
     collector = Collector(
         runner=runner(world, chat, engine, StudentOnly()),
         store=Store(tmp_path / "rounds", "run"),
-        tasks=world.tasks("train"),
-        seed=0,
+        plan=ShuffledTasks(tasks=world.tasks("train"), seed=0),
         concurrency=2,
         keeps=EpisodeFilter(),
     )
