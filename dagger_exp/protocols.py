@@ -101,7 +101,12 @@ class Sandbox(Protocol):
         ...
 
     async def read_file(self, path: str) -> bytes:
-        """Return a regular file that the commands could read; raises `FileNotFoundError`, never follows a link."""
+        """Return a regular file that the commands could read, without following a link.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it is too large (`errno.EFBIG`).
+        """
         ...
 
     async def write_files(self, files: Mapping[str, bytes]) -> None:

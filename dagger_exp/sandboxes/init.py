@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 POLL_S = 0.03
 FILES_TIMEOUT_S = 60.0
 CHUNK = MIB = 1 << 20
-MAX_READ_BYTES = 64 * MIB
+MAX_READ_BYTES = 4 * MIB
+"""Of a file that is asked for."""
 WORK = "/work"
 LENGTHS = struct.Struct(">II")
 USER_ID = 1000
@@ -169,11 +170,13 @@ def answer(settings: dict, header: dict, body: bytes, waker: int) -> tuple[dict,
         code = run(settings, lambda: execute(body, settings["environment"]), header["timeout_s"], kept, waker)
         output = kept.whole()
         return {"exit_code": code, "num_cut_bytes": kept.num_cut}, output
-    kept = Kept(2 * MAX_READ_BYTES)
+    kept = Kept(2 * CHUNK + MAX_READ_BYTES)
     touch = (lambda: read_file(header["path"])) if header["op"] == "read" else (lambda: write_files(header, body))
     code = run(settings, touch, FILES_TIMEOUT_S, kept, waker)
     text = kept.whole()
-    return ({"error": text.decode(errors="replace") or "no answer"}, b"") if code else ({}, text)
+    if code != 0:
+        return {"error": text[-CHUNK // 16 :].decode(errors="replace") or "no answer"}, b""
+    return ({"max_bytes": MAX_READ_BYTES}, b"") if len(text) > MAX_READ_BYTES else ({}, text)
 
 
 def run(settings: dict, action: Callable[[], None], timeout_s: float, kept: Kept, waker: int) -> int | None:
@@ -350,19 +353,16 @@ def execute(script: bytes, environment: dict[str, str]) -> None:
 
 
 def read_file(path: str) -> None:
-    """Write a regular file to stdout; no part of the path may be a link."""
+    """Write a regular file to stdout, or more than `MAX_READ_BYTES` of it; no part of the path may be a link."""
     folder, name = open_folder(path, makes=False)
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise OSError(f"{path} is no regular file")
-    data = bytearray()
-    chunk = os.read(descriptor, CHUNK)
-    while chunk:
-        data += chunk
-        if len(data) > MAX_READ_BYTES:
-            raise OSError(f"{path} has more than {MAX_READ_BYTES // MIB} MiB")
+    num_bytes, chunk = 0, os.read(descriptor, CHUNK)
+    while chunk and num_bytes <= MAX_READ_BYTES:
+        write_all(1, chunk)
+        num_bytes += len(chunk)
         chunk = os.read(descriptor, CHUNK)
-    write_all(1, data)
 
 
 def write_files(header: dict, body: bytes) -> None:

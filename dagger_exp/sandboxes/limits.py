@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dagger_exp.errors import ConfigError
 
+MAX_ANSWER_BYTES = 16 << 20
+"""Taken from a sandbox at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -17,10 +20,10 @@ class Limits:
         cpu_s: CPU time of one process.
         file_mib: size of one file.
         disk_mib: of `/work`, and again of `/tmp`; it is memory of this machine. There is an inode per 8 KiB.
-        max_output_bytes: that are kept of what a script writes: its beginning and its end.
+        max_output_bytes: that are kept of what a script writes: its beginning and its end; at most 16 MiB.
 
     Raises:
-        ConfigError: a limit is not positive.
+        ConfigError: a limit is out of range.
     """
 
     memory_mib: int = 2048
@@ -34,6 +37,8 @@ class Limits:
         for name, value in vars(self).items():
             if value < 1:
                 raise ConfigError(f"sandbox.limits.{name} is {value}; it must be at least 1.")
+        if self.max_output_bytes > MAX_ANSWER_BYTES:
+            raise ConfigError(f"sandbox.limits.max_output_bytes must be at most {MAX_ANSWER_BYTES}.")
 
     @property
     def num_inodes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from dagger_exp.errors import SandboxError
 from dagger_exp.protocols import Execution
 from dagger_exp.sandboxes.calls import call_filter
-from dagger_exp.sandboxes.limits import Limits
+from dagger_exp.sandboxes.limits import MAX_ANSWER_BYTES, Limits
 
 LENGTHS = struct.Struct(">II")
 START_TIMEOUT_S = 120.0
@@ -127,10 +128,17 @@ class Session:
         return Execution(exit_code, text, timed_out=exit_code is None, num_cut_bytes=header["num_cut_bytes"])
 
     async def read_file(self, path: str) -> bytes:
-        """Return a regular file that the commands could read; raises `FileNotFoundError`, never follows a link."""
+        """Return a regular file that the commands could read, without following a link.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it is too large (`errno.EFBIG`).
+        """
         header, content = await self._ask({"op": "read", "path": path}, b"", FILES_TIMEOUT_S)
         if "error" in header:
             raise FileNotFoundError(header["error"].strip())
+        if "max_bytes" in header:
+            raise OSError(errno.EFBIG, f"it has more than {header['max_bytes'] >> 20} MiB", path)
         return content
 
     async def write_files(self, files: Mapping[str, bytes]) -> None:
@@ -174,6 +182,8 @@ class Session:
 
     async def _receive(self) -> tuple[dict[str, Any], bytes]:
         header_size, body_size = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
+        if max(header_size, body_size) > MAX_ANSWER_BYTES:
+            raise EOFError  # no answer of `init`: something else writes to the stream
         header = ast.literal_eval((await self._reader.readexactly(header_size)).decode())
         return header, await self._reader.readexactly(body_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 import time
@@ -72,6 +73,18 @@ def test_files_go_in_and_out_and_links_are_not_followed(make_pool: MakePool) -> 
             with pytest.raises(OSError, match=r"\w"):
                 await sandbox.write_files({path: b"x"})
         assert (await sandbox.exec("ls /tmp", 20)).output == ""
+
+    play(make_pool, act)
+
+
+def test_a_file_that_is_too_large_is_no_absent_one(make_pool: MakePool) -> None:
+    async def act(sandbox: Session) -> None:
+        await sandbox.exec("head -c 4M /dev/zero > most; head -c 15M /dev/zero > more", 20)
+        assert len(await sandbox.read_file("most")) == 4 << 20
+        with pytest.raises(OSError, match="it has more than 4 MiB") as refused:
+            await sandbox.read_file("more")
+        assert refused.value.errno == errno.EFBIG
+        assert (await sandbox.exec("echo on", 20)).output == "on\n"
 
     play(make_pool, act)
 

@@ -156,3 +156,39 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(
     assert desk.content == LINES
     with pytest.raises(EditError, match="no edit"):
         desk("undo_edit")
+
+
+@pytest.mark.parametrize(("num_lines", "num_shown"), [(4000, 4000), (2_000_000, 4001)])
+def test_the_middle_of_too_many_lines_is_not_shown(num_lines: int, num_shown: int, sandbox: FolderSandbox) -> None:
+    desk = Desk(sandbox, "\n" * num_lines)
+    lines = desk("view").split("\n")
+    assert len(lines) == num_shown
+    assert (lines[0], lines[-1]) == ("     1\t", f"{num_lines:6}\t")
+    assert num_lines == 4000 or f"[{num_lines - 4000} lines left out]" in lines
+    assert len(desk("insert", insert_line=num_lines - 1, new_str="\n" * num_lines).split("\n")) <= 4002
+
+
+def test_a_text_that_stands_everywhere_is_told_by_its_first_places(sandbox: FolderSandbox) -> None:
+    desk = Desk(sandbox, "a\n" * (1 << 19))
+    with pytest.raises(EditError, match="stands more than 20 times in .*, in lines 1, 2, .* 20: give") as told:
+        desk("str_replace", old_str="a", new_str="b")
+    assert len(str(told.value)) < 300
+
+
+def test_history_keeps_the_latest_versions_alone(sandbox: FolderSandbox) -> None:
+    desk = Desk(sandbox, "a\n" * (1 << 20))
+    for index in range(10):
+        desk("insert", insert_line=0, new_str=f"{index}")
+    assert sum(len(content or b"") for _, content in desk.editor._histories[sandbox]) <= 8 << 20
+    for index in reversed(range(7, 10)):
+        assert desk.content.startswith(f"{index}\n")
+        desk("undo_edit")
+    with pytest.raises(EditError, match="no edit"):
+        desk("undo_edit")
+
+
+def test_names_of_files_are_shown_escaped(desk: Desk) -> None:
+    for name in ("a\nb", "\x1b[2Jc", "back\\slash", "ü 漢", "\u202ed"):
+        (desk.sandbox.folder / name).touch()
+    shown = ["\\x1b[2Jc", "a.txt", "a\\nb", "back\\\\slash", "ü 漢", "\\u202ed"]
+    assert sorted(desk("view", "/work").split("\n")) == sorted(["/work holds:", *shown])

@@ -127,8 +127,8 @@ class PypiBugsEnv:
         *_, last = execution.output.splitlines() or [""]  # a shell may have warned before
         try:
             return json.loads(last)
-        except ValueError as error:
-            raise SandboxError(f"the sandbox of {self._task.id} cannot be looked into: {last}") from error
+        except (ValueError, RecursionError) as error:
+            raise SandboxError(f"the sandbox of {self._task.id} cannot be looked into: {last[:200]}") from error
 
     async def _graded(self, result: StepResult, sandbox: Sandbox) -> StepResult:
         """Run the whole suite on what the agent leaves, and nothing else of the agent's."""
@@ -136,7 +136,7 @@ class PypiBugsEnv:
         for path in self._project.modules:
             try:
                 submitted[path] = await sandbox.read_file(f"/work/{path}")
-            except FileNotFoundError:
+            except OSError:
                 submitted[path] = b""
             reached = tampering(submitted[path], self._project.files[path])
             if reached:

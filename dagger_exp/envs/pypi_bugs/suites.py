@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from dagger_exp.envs.pypi_bugs.run_tests import SITE
+from dagger_exp.envs.pypi_bugs.run_tests import MAX_MESSAGE_CHARS, SITE
 from dagger_exp.protocols import Execution, Sandboxes, SandboxSpec
 
 RUNNER = "run_tests.py"
 REPORT = "report.json"
+MAX_COMPLAINT_CHARS = 2 * MAX_MESSAGE_CHARS
 TIMEOUT_S = 60.0
 """For tests that wait; a loop without end is over sooner (`run_tests.CPU_S`)."""
 ENVIRONMENT = {
@@ -71,7 +72,7 @@ class Suites:
             execution = await sandbox.exec(COMMAND, TIMEOUT_S)
             try:
                 return _read(await sandbox.read_file(f"/work/{REPORT}"))
-            except (FileNotFoundError, ValueError):
+            except (OSError, ValueError, RecursionError):  # the code under test can write that file too
                 return Report(complaint=_ended(execution))
         except OSError as error:  # what was handed in is larger than a sandbox's disk
             return Report(complaint=f"the files cannot be written: {error}")
@@ -80,11 +81,16 @@ class Suites:
 
 
 def _read(content: bytes) -> Report:
-    found = json.loads(content)
-    if found["errors"]:
-        name, said = next(iter(found["errors"].items()))
-        return Report(complaint=f"{name} cannot be collected: {said}")
-    tests: Mapping[str, Sequence[str]] = found["tests"]
+    """Return what a report says; raises `ValueError` or `RecursionError` where it is not one of `run_tests`."""
+    match json.loads(content):
+        case {"tests": dict(tests), "errors": dict(errors)}:
+            pass
+        case _:
+            raise ValueError("the report lacks its parts")
+    for name, said in errors.items():
+        return Report(complaint=f"{name} cannot be collected: {said}"[:MAX_COMPLAINT_CHARS])
+    if not all(isinstance(told, list) and [type(word) for word in told] == [str, str] for told in tests.values()):
+        raise ValueError("the report tells something else of a test than its outcome and a message")
     return Report(
         passed=frozenset(test for test, (outcome, _) in tests.items() if outcome == "passed"),
         failed={test: message for test, (outcome, message) in tests.items() if outcome == "failed"},
@@ -95,4 +101,4 @@ def _ended(execution: Execution) -> str:
     if execution.timed_out:
         return f"the tests took more than {TIMEOUT_S:g} s"
     said = execution.output.strip().splitlines()[-1:] or ["they said nothing"]
-    return f"the tests ended with exit code {execution.exit_code}: {said[0]}"
+    return f"the tests ended with exit code {execution.exit_code}: {said[0]}"[:MAX_COMPLAINT_CHARS]

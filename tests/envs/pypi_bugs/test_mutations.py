@@ -141,7 +141,6 @@ def test_what_no_repair_needs_is_named(edit: str, reached: str) -> None:
     [
         RIGHT.decode().replace("is None", "is not None"),
         "import sys\ndef f(x):\n    y = sorted(x)\n    return {k: len(v) for k, v in zip(y, x)} or sys.maxsize\n",
-        "this is no python",
         "",
     ],
 )
@@ -149,8 +148,23 @@ def test_a_repair_is_not_tampering(edit: str) -> None:
     assert not tampering(edit.encode(), RIGHT)
 
 
-def test_a_file_that_grew_out_of_bounds_is_refused() -> None:
-    assert tampering(b"#" * (1 << 21), RIGHT)
+@pytest.mark.parametrize(
+    ("submitted", "reason"),
+    [
+        (b"#" * (1 << 17), "its size"),
+        (b"this is no python", "code that cannot be parsed"),
+        (b"x = 1\0", "code that cannot be parsed"),
+        (b"x = " + b"-" * 20_000 + b"1\n" + RIGHT, "code that cannot be parsed"),
+        (b"x = " + b"[" * 150 + b"]" * 150 + b"\n" + b"x" + b".a" * 30_000, "code that cannot be parsed"),
+        (b"# coding: nothing\n", "code that cannot be parsed"),
+    ],
+)
+def test_a_file_that_cannot_be_checked_is_refused(submitted: bytes, reason: str) -> None:
+    assert tampering(submitted, RIGHT) == reason
+
+
+def test_a_file_that_nobody_changed_is_not_tampering_even_where_it_cannot_be_parsed() -> None:
+    assert not tampering(b"print 'two'", b"print 'two'")
 
 
 def test_the_splits_of_the_list_share_no_package_and_all_licences_are_free() -> None:

@@ -276,6 +276,45 @@ def test_a_suite_without_end_is_over_and_says_so(make_world: MakeWorld, cache_fo
     assert report.complaint.startswith("the tests ended with exit code")
 
 
+NO_REPORTS = {
+    "list": "[]",
+    "nothing": "",
+    "no text": "\\udcff",
+    "deep": "[" * 100_000,
+    "number of a test": '{"tests": {"a": 1}, "errors": {}}',
+    "lists": '{"tests": ["a"], "errors": ["b"]}',
+    "one word": '{"tests": {"a": ["passed"]}, "errors": {}}',
+    "dict of a message": '{"tests": {"a": ["passed", {}]}, "errors": {}}',
+    "large": " " * (5 << 20) + '{"tests": {"a": ["passed", ""]}, "errors": {}}',
+}
+FORGED = """import os
+with open('report.json', 'w', errors='surrogateescape') as file:
+    file.write({report})
+os._exit(0)
+"""
+
+
+def test_a_report_that_is_none_is_the_failure_of_its_task(make_world: MakeWorld, cache_folder: Path) -> None:
+    make_world().tasks("train")
+    sandboxes = BubblewrapSandboxes(run_id="tests", limits=Limits())
+
+    async def run() -> list[Report]:
+        async with sandboxes.connected():
+            suites = Suites(sandboxes, PackageCache(cache_folder).site())
+            forged = [FORGED.format(report=compact(report)).encode() for report in NO_REPORTS.values()]
+            return [await suites.run({"test_it.py": code}, "forged") for code in forged]
+
+    for report in asyncio.run(run()):
+        assert not report.passed
+        assert report.complaint.startswith("the tests ended with exit code 0")
+
+
+def compact(text: str) -> str:
+    """Return an expression of Python that is a text, in a few letters."""
+    head = text[: len(text) - len(text.lstrip(text[0]))] if len(text) > 1000 else ""
+    return f"{head[:1]!r} * {len(head)} + {text[len(head) :]!r}"
+
+
 def test_no_bubblewrap_is_one_sentence(make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(cache_folder=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
