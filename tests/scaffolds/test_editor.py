@@ -170,7 +170,7 @@ def test_the_middle_of_too_many_lines_is_not_shown(num_lines: int, num_shown: in
 
 def test_a_text_that_stands_everywhere_is_told_by_its_first_places(sandbox: FolderSandbox) -> None:
     desk = Desk(sandbox, "a\n" * (1 << 19))
-    with pytest.raises(EditError, match="stands more than 20 times in .*, in lines 1, 2, .* 20: give") as told:
+    with pytest.raises(EditError, match=r"stands more than 20 times in .*, in lines 1, 2, .* 20: give") as told:
         desk("str_replace", old_str="a", new_str="b")
     assert len(str(told.value)) < 300
 
