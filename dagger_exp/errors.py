@@ -11,13 +11,17 @@ DaggerError
 ├── EnvError          an environment failed (not: the agent failed in it)
 │   └── SandboxError  the sandbox in which its commands run is gone or cannot be had
 ├── MalformedAction   a message makes no call that its scaffold understands; the model's doing, answered by a turn
-└── LabelError        the teacher gave no label
-    └── BudgetError   what may be spent on the teacher is spent
+├── LabelError        the teacher's answer cannot be used: its turn stays without a label
+└── TeacherError      the teacher cannot be asked: its server failed
+    └── BudgetError   the teacher's budget is spent
 """
 
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DaggerError(Exception):
@@ -69,11 +73,39 @@ class MalformedAction(DaggerError):  # noqa: N818  it is an observation for the 
 
 
 class LabelError(DaggerError):
-    """The teacher gave no label for a visited state."""
+    """The teacher's answer to a visited state is empty, cut, too long, or not writable in the student's template."""
 
 
-class BudgetError(LabelError):
-    """What may be spent on the teacher is spent."""
+class TeacherError(DaggerError):
+    """The teacher cannot be asked, because its server failed."""
+
+
+class BudgetError(TeacherError):
+    """The teacher's budget is spent."""
+
+
+@contextmanager
+def boundary(error_type: type[DaggerError], what: str) -> Iterator[None]:
+    """Turn any exception of other people's code into an error of its boundary; our own errors pass through.
+
+    The message keeps the traceback below its first line.
+
+    Args:
+        error_type: the error to raise.
+        what: the part that was called, as the subject of the sentence.
+    """
+    try:
+        yield
+    except DaggerError:
+        raise
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        raise error_type(f"{what} raised {type(error).__name__}: {error}\n{trace}") from error
+
+
+def first_line(text: object) -> str:
+    """Return the first line of a message, without the traceback that `boundary` adds."""
+    return str(text).partition("\n")[0]
 
 
 def check_at_least(low: int, group: str, **values: float | None) -> None:

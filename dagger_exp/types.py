@@ -49,7 +49,13 @@ class StopReason(StrEnum):
         """True where the model is not to blame: never in a loss, never in a success rate, always counted."""
         return self not in _MODEL_REASONS
 
+    @property
+    def is_cut(self) -> bool:
+        """True where the episode stopped from outside at a sound state, so that its labelled turns stay usable."""
+        return self in _CUT_REASONS
 
+
+_CUT_REASONS = frozenset({StopReason.TIMEOUT, StopReason.TEACHER, StopReason.DEADLINE, StopReason.BUDGET})
 _MODEL_REASONS = frozenset(
     {
         StopReason.SOLVED,
@@ -92,10 +98,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a served model says that a request has cost, in its own tokens."""
+    """The cost of requests, in the tokens that the server counts."""
 
     num_prompt_tokens: int = 0
     num_response_tokens: int = 0
+    num_queries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +125,18 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An action a_t, one whole turn. `token_ids` and `logprobs` are empty where no engine produced it."""
+    """An action a_t, one whole turn. `token_ids` and `logprobs` are empty where no engine produced it.
+
+    `temperature` and `top_p` are those that an engine of this run sampled it with.
+    """
 
     message: Message
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
     finish_reason: str = "stop"
     policy_version: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
     usage: Usage = Usage()
 
 
@@ -161,7 +173,8 @@ class Turn:
     """One observation and one response, as executed, with the teacher's label for the same state.
 
     `context_ids` are the tokens that the prompt adds to the turn before (its prompt and its response); where
-    `starts_branch` is true they are the whole prompt. `label_ids` is None where no label was asked.
+    `starts_branch` is true they are the whole prompt. `label_ids` is None where there is no label, and
+    `label_error` says why where the teacher was asked for one.
     `teacher_logprobs` has a value per token of the response, where it was asked for; the two `teacher_top_*` have the
     likeliest k tokens at each of these places, one place after the other; what is left of 1 is the mass of the tail.
     The student's response was sampled with `temperature` and `top_p`; both are None where another acted.
@@ -179,6 +192,7 @@ class Turn:
     sampling_logprobs: Sequence[float] = ()
     label_text: str | None = None
     label_ids: Sequence[int] | None = None
+    label_error: str = ""
     teacher_logprobs: Sequence[float] = ()
     teacher_top_ids: Sequence[int] = ()
     teacher_top_logprobs: Sequence[float] = ()
@@ -220,6 +234,10 @@ class Episode:
     @property
     def num_labels(self) -> int:
         return sum(turn.label_ids is not None for turn in self.turns)
+
+    @property
+    def num_label_errors(self) -> int:
+        return sum(bool(turn.label_error) for turn in self.turns)
 
     def prompt_ids(self, turn_index: int) -> list[int]:
         """Token ids that stood before the response of a turn, rebuilt from the prefix that each turn extends."""

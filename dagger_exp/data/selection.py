@@ -16,29 +16,30 @@ AGGREGATIONS = ("union", "latest", "window")
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFilter:
-    """Which episodes are trained on. Failures of infrastructure never are.
+    """Decides which episodes are trained on. Failures of infrastructure never are, but for those that were only cut.
 
     Args:
         keep: `all`; `finished` (the agent ended the episode itself); `solved` (rejection sampling);
             `warmup_solved` (`solved` in the first `warmup_rounds` rounds, then `all`).
         warmup_rounds: rounds with the stricter rule of `warmup_solved`.
+        keep_cut: whether `all` keeps the labelled turns of episodes that a deadline, a time-out, the teacher or its
+            budget cut: the states are sound, and so are their labels.
     """
 
     keep: str = "all"
     warmup_rounds: int = 1
+    keep_cut: bool = True
 
     def __post_init__(self) -> None:
         if self.keep not in FILTERS:
             raise ConfigError(f"filter.keep is {self.keep!r}; choose one of {', '.join(FILTERS)}.")
 
     def __call__(self, round_index: int, stop_reason: StopReason) -> bool:
-        if stop_reason.is_infrastructure:
-            return False
         if self.keep == "finished":
             return stop_reason in (StopReason.SOLVED, StopReason.UNSOLVED)
         if self.keep == "solved" or (self.keep == "warmup_solved" and round_index < self.warmup_rounds):
             return stop_reason is StopReason.SOLVED
-        return True
+        return not stop_reason.is_infrastructure or (self.keep_cut and stop_reason.is_cut)
 
 
 def aggregated_rounds(aggregation: str, round_index: int, window: int) -> range:

@@ -22,6 +22,10 @@ class AnswerError(PolicyError):
         self.usage = usage
 
 
+class EmptyAnswer(AnswerError):  # noqa: N818 - it names what came
+    """A teacher ended its answer at once; asked again, it often says something."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguagePolicy:
     """Samples a response from an engine.
@@ -56,6 +60,8 @@ class LanguagePolicy:
             logprobs=generation.logprobs,
             finish_reason=generation.finish_reason,
             policy_version=generation.policy_version,
+            temperature=self.temperature,
+            top_p=self.top_p,
         )
 
     def connected(self) -> AbstractAsyncContextManager[None]:
@@ -107,12 +113,13 @@ ENDED_BY_OTHERS = ("abort", "content_filter", "error")
 
 
 def checked_answer(answer: Response, teacher_id: str) -> Response:
-    """Return a teacher's answer; raises `AnswerError` where it says nothing or was cut before its end."""
+    """Return a teacher's answer; raises `AnswerError` where it was cut, `EmptyAnswer` where it is empty."""
     if answer.finish_reason in ENDED_BY_OTHERS:
         raise AnswerError(f"the answer of {teacher_id} was ended by its server: {answer.finish_reason}", answer.usage)
-    if answer.finish_reason == "length" or not (answer.message.content or answer.message.tool_calls):
-        said = f"the answer of {teacher_id} is empty or was cut: raise teacher.max_new_tokens"
-        raise AnswerError(said, answer.usage)
+    if answer.finish_reason == "length":
+        raise AnswerError(f"the answer of {teacher_id} was cut: raise teacher.max_new_tokens", answer.usage)
+    if not (answer.message.content or answer.message.tool_calls):
+        raise EmptyAnswer(f"the answer of {teacher_id} is empty", answer.usage)
     return answer
 
 

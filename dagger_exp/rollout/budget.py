@@ -6,22 +6,26 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from operator import add
 from pathlib import Path
 
 from dagger_exp.errors import BudgetError, ConfigError
 from dagger_exp.store.files import read_json, write_json
 from dagger_exp.store.view import StoreView
-from dagger_exp.types import Episode, Usage
+from dagger_exp.types import Actor, Episode, Usage
 
 MILLION = 1_000_000
 SAVED_EVERY_S = 10.0
+TEACHER_COUNTS = ("num_teacher_prompt_tokens", "num_teacher_response_tokens", "num_teacher_queries")
+"""The fields of a `Usage`, as metrics name them."""
 
 
 @dataclass(kw_only=True)
 class TeacherBudget:
     """Tokens and money per round and per run; None is no limit.
 
-    What requests under way will cost is not known yet, so each of them may overdraw the budget once.
+    The cost of a request is known when it is answered, so each request under way may overdraw the budget once. Every
+    request counts, also one of an attempt that failed, of an episode that the round drops, or without a usable answer.
 
     Args:
         tokens_per_round: prompt and response tokens, as the teacher's server counts them.
@@ -58,6 +62,12 @@ class TeacherBudget:
             write_json(self._path, asdict(usage))
             self._saved = usage
 
+    def ask(self) -> None:
+        """Count a request that is about to be sent; raises `BudgetError` where nothing more may be spent."""
+        if (name := self.spent) is not None:
+            raise BudgetError(f"teacher_budget.{name} is spent.")
+        self.in_round = added(self.in_round, Usage(num_queries=1))
+
     def spend(self, usage: Usage, told_by: str = "") -> None:
         """Count what a request has cost; now and then on the disk, too, since a kill may come before a commit.
 
@@ -84,11 +94,8 @@ class TeacherBudget:
 
     def metrics(self) -> dict[str, float]:
         """Return what the round has cost, with attempts that failed and episodes that it drops."""
-        return {
-            "rollout/num_teacher_prompt_tokens": self.in_round.num_prompt_tokens,
-            "rollout/num_teacher_response_tokens": self.in_round.num_response_tokens,
-            "rollout/teacher_cost": self.cost(self.in_round),
-        }
+        counts = zip(TEACHER_COUNTS, astuple(self.in_round), strict=True)
+        return {f"rollout/{name}": count for name, count in counts} | {"rollout/teacher_cost": self.cost(self.in_round)}
 
     @property
     def spent(self) -> str | None:
@@ -109,15 +116,10 @@ class TeacherBudget:
         limits = (self.tokens_per_round, self.tokens_per_run, self.cost_per_round, self.cost_per_run)
         return any(limit is not None for limit in limits)
 
-    def check(self) -> None:
-        """Raise `BudgetError` where nothing more may be asked of the teacher."""
-        if (name := self.spent) is not None:
-            raise BudgetError(f"teacher_budget.{name} is spent.")
-
 
 def added(one: Usage, other: Usage) -> Usage:
     """Return the sum of two usages."""
-    return Usage(one.num_prompt_tokens + other.num_prompt_tokens, one.num_response_tokens + other.num_response_tokens)
+    return Usage(*map(add, astuple(one), astuple(other)))
 
 
 def num_tokens(usage: Usage) -> int:
@@ -126,20 +128,20 @@ def num_tokens(usage: Usage) -> int:
 
 
 def usage_of(episodes: Sequence[Episode]) -> Usage:
-    """Return what the teacher's part in episodes has used."""
+    """Return what the teacher's part in recorded turns has cost at least."""
     turns = [turn for episode in episodes for turn in episode.turns]
+    asked = [turn for turn in turns if turn.actor is Actor.TEACHER or turn.label_ids is not None or turn.label_error]
     return Usage(
-        sum(turn.num_teacher_prompt_tokens for turn in turns), sum(turn.num_teacher_response_tokens for turn in turns)
+        sum(turn.num_teacher_prompt_tokens for turn in turns),
+        sum(turn.num_teacher_response_tokens for turn in turns),
+        len(asked),
     )
 
 
 def _used_before(store: StoreView, round_index: int) -> Usage:
     """Return what the rounds before this one have used."""
-    names, used = ("rollout/num_teacher_prompt_tokens", "rollout/num_teacher_response_tokens"), Usage()
-    for closed in range(round_index):
-        counts = store.manifest(closed)["counts"]
-        used = added(used, Usage(*(int(counts[name]) for name in names)))
-    return used
+    counts = [store.manifest(closed)["counts"] for closed in range(round_index)]
+    return Usage(*(sum(int(count.get(f"rollout/{name}", 0)) for count in counts) for name in TEACHER_COUNTS))
 
 
 def _read(path: Path) -> Usage:

@@ -17,26 +17,27 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from dagger_exp.errors import ConfigError, DataError
+from dagger_exp.errors import ConfigError, DataError, first_line
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
-from dagger_exp.rollout.goal import Done, Goal, is_hole, whole
+from dagger_exp.rollout.goal import Done, Goal, is_hole, num_leading
 from dagger_exp.rollout.lock_step import in_lock_step
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.plan import Plan
-from dagger_exp.rollout.runner import LAST_WORDS, Runner
+from dagger_exp.rollout.runner import FINAL, Runner
 from dagger_exp.rollout.scored import try_scoring
 from dagger_exp.store.store import Store
 from dagger_exp.store.view import EpisodeSummary, summarize
 from dagger_exp.types import Episode, Key, StopReason
 
 MAX_FAILURE_RATE = 0.5
-"""A round in which more episodes than this fail for reasons of infrastructure is given up."""
+"""A round is given up in which more than this share of the episodes is lost to infrastructure, or of the labels."""
 PATIENCE = 100
 """Episodes after which a collection that has nothing but failures, or no label at all, is given up."""
-MEND_OF_CONTEXT = "raise student.max_context_tokens, or lower rollout.max_new_tokens or teacher.max_new_tokens"
-"""Where episodes end because the student cannot read on, or cannot read what the teacher says."""
+CURE_OF_CONTEXT = "raise student.max_context_tokens or lower rollout.max_new_tokens"
+"""Where episodes end because the student's context is full."""
 
 OnEpisode = Callable[[Episode], None]
 
@@ -108,38 +109,51 @@ class Collector:
         if not len(self.plan.tasks):
             raise DataError("The env's train split is empty: there is nothing to collect from.")
 
-        def labels(summary: EpisodeSummary) -> int:
-            return summary.num_labels if self.keeps(round_index, summary.stop_reason) else 0
-
         self.runner.teacher.check()
         self._begin_budget(round_index)  # counts what failures have cost, too
-        begin, goal = time.monotonic(), Goal(num_labels=num_labels, num_episodes=num_episodes, labels=labels)
+        begin, goal = time.monotonic(), self._goal(round_index, num_labels, num_episodes)
         try:
             episodes = self.play(round_index, goal, on_episode)
         finally:
             self.runner.budget.save()  # what an interruption loses has been paid for
         summaries = [summarize(episode) for episode in episodes]
         self._check_any(round_index, summaries, goal)
-        check_failures(episodes, f"episodes of round {round_index}")
+        check_failures(episodes, goal, f"episodes of round {round_index}")
         counts = {"round/collect_s": time.monotonic() - begin, **self.runner.budget.metrics()}
         self.store.close_round(round_index, len(episodes), rollout_metrics(episodes) | counts)
-        self._warn_of_short(round_index, summaries, goal)
+        self._warn_of_short(round_index, episodes, goal)
         return episodes
+
+    def _goal(self, round_index: int, num_labels: int | None, num_episodes: int | None) -> Goal:
+        return Goal(
+            num_labels=num_labels,
+            num_episodes=num_episodes,
+            keeps=partial(self.keeps, round_index),
+            expected_labels=self._expected_labels(round_index),
+        )
+
+    def _expected_labels(self, round_index: int) -> float:
+        """Return the labels of an episode in the round before; without one, as many as an episode may have turns."""
+        if round_index > 0 and self.store.is_closed(round_index - 1):
+            manifest = self.store.manifest(round_index - 1)
+            if manifest["num_labels"]:
+                return manifest["num_labels"] / manifest["num_episodes"]
+        return self.runner.max_turns(round_index)
 
     @_frozen_heap()
     def play(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> list[Episode]:
         """Commit what the open round lacks; return the episodes that it is to be closed with.
 
-        What failed for reasons of infrastructure is played again.
+        Episodes that infrastructure ended are played again, unless they were cut and their labels are trained on.
         """
         if self.runner.budget.spent is None:
-            self._discard_failures(round_index)
+            self._discard_failures(round_index, goal)
         return self.store.episodes(round_index, asyncio.run(self._play(round_index, goal, on_episode)))
 
-    def _discard_failures(self, round_index: int) -> None:
-        """Let a run that goes on after an outage play again what the outage ended."""
+    def _discard_failures(self, round_index: int, goal: Goal) -> None:
+        """Let a run that goes on after an outage play the episodes again that the outage ended."""
         done = self.store.committed(round_index)
-        if failed := [index for index, summary in done.items() if summary.stop_reason.is_infrastructure]:
+        if failed := [index for index, summary in done.items() if not goal.is_useful(summary)]:
             self.store.discard(round_index, failed)
 
     def _begin_budget(self, round_index: int) -> None:
@@ -161,12 +175,17 @@ class Collector:
                 "the same command with hydra.run.dir=FOLDER goes on there."
             )
 
-    def _warn_of_short(self, round_index: int, done: Sequence[EpisodeSummary], goal: Goal) -> None:
-        """Say that a round was closed with less than was asked for."""
+    def _warn_of_short(self, round_index: int, episodes: Sequence[Episode], goal: Goal) -> None:
+        """Say that a round was closed with less than was asked for, or that labels failed."""
+        done, sentences = [summarize(episode) for episode in episodes], list[str]()
         if lack := goal.lack(done):
-            is_cut = goal.size(dict(enumerate(done))) is None or any(one.stop_reason in LAST_WORDS for one in done)
+            is_cut = goal.size(dict(enumerate(done))) is None or any(one.stop_reason in FINAL for one in done)
             why = self._limit() if is_cut else "see failures.csv"
-            sentence = f"round {round_index} was closed with {lack}: {why}."
+            sentences.append(f"round {round_index} was closed with {lack}: {why}.")
+        if errors := [turn.label_error for episode in episodes for turn in episode.turns if turn.label_error]:
+            asked = len(errors) + sum(one.num_labels for one in done)
+            sentences.append(f"{len(errors)} of {asked} labels of round {round_index} failed, the last: {errors[-1]}")
+        for sentence in sentences:
             logging.getLogger(__name__).warning(sentence)
             self.runner.watchdog.say(sentence)
 
@@ -182,14 +201,15 @@ class Collector:
             return await play(round_index, goal, on_episode)
 
     async def _collect_batches(self, round_index: int, goal: Goal, on_episode: OnEpisode) -> int:
-        """In lock-step: batches of fixed members; one that was interrupted is played again whole."""
+        """In lock-step: batches whose members follow from those before; an interrupted one is played again whole."""
         done, begin, end = self.store.committed(round_index), 0, self._deadline()
         while (full := goal.size(done)) is None:
-            members = range(begin, min(begin + self.concurrency, goal.num_episodes or begin + self.concurrency))
+            size = min(self.concurrency, max(1, math.ceil(goal.num_wanted(begin, done))))
+            members = range(begin, begin + size)
             if any(index not in done for index in members):
                 if not (self._may_begin(end) or is_hole(begin, done)):
-                    return whole(done)
-                playing = dict(self._episode(round_index, index, end) for index in members)
+                    return num_leading(done)
+                playing = dict(self._episode(round_index, index, end, goal) for index in members)
                 await self._commit(await in_lock_step(self.runner, playing), done, goal, on_episode)
             begin = members.stop
         return full
@@ -200,15 +220,15 @@ class Collector:
         end = self._deadline()
         try:
             while (full := goal.size(done)) is None:
-                while len(playing) < self.concurrency and goal.wants(begin, done):
+                while len(playing) < self.concurrency and goal.num_wanted(begin, done, len(playing)) > 0:
                     if not (self._may_begin(end) or is_hole(begin, done)):
                         break
                     if begin not in done:
-                        _, episode = self._episode(round_index, begin, end)
+                        _, episode = self._episode(round_index, begin, end, goal)
                         playing.add(asyncio.create_task(episode))
                     begin += 1
                 if not playing:
-                    return whole(done)
+                    return num_leading(done)
                 finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
                 await self._commit([task.result() for task in finished], done, goal, on_episode)
             return full
@@ -223,12 +243,14 @@ class Collector:
     def _may_begin(self, end: float) -> bool:
         return time.monotonic() < end and self.runner.budget.spent is None
 
-    def _episode(self, round_index: int, episode_index: int, end: float) -> tuple[Key, Coroutine[Any, Any, Episode]]:
+    def _episode(
+        self, round_index: int, episode_index: int, end: float, goal: Goal
+    ) -> tuple[Key, Coroutine[Any, Any, Episode]]:
         """Return the key of an episode, and what plays it."""
         task, key = self.plan(round_index, episode_index)
 
         async def play() -> Episode:
-            return replace(await self.runner.run(task, key, end), round_index=round_index)
+            return replace(await self.runner.run(task, key, end, goal.is_useful), round_index=round_index)
 
         return key, play()
 
@@ -249,28 +271,47 @@ class Collector:
                 _give_up_without_hope(done, goal, episode)
 
 
-def check_failures(episodes: Sequence[Episode], what: str) -> None:
-    """Refuse episodes that are mostly failures, before their round is closed; raises `DataError`."""
-    errors = [episode.error for episode in episodes if _has_failed(episode.stop_reason)]
+def check_failures(episodes: Sequence[Episode], goal: Goal, what: str) -> None:
+    """Refuse episodes that are mostly failures, before their round is closed.
+
+    Raises:
+        DataError: names the last error.
+    """
+    errors = [episode.error for episode in episodes if _is_lost(episode, goal)]
     if len(errors) > MAX_FAILURE_RATE * len(episodes):
         raise DataError(
-            f"{len(errors)} of {len(episodes)} {what} failed, the last with {errors[-1]}: "
-            "mend that and resume the run; they are played again."
+            f"{len(errors)} of {len(episodes)} {what} failed, the last with {first_line(errors[-1])}: "
+            "fix that and resume the run, which plays them again."
         )
+    _check_labels(episodes, episodes)
 
 
-def _has_failed(stop_reason: StopReason) -> bool:
-    """Whether something is broken; what a deadline or a budget cut is not."""
-    return stop_reason.is_infrastructure and stop_reason not in LAST_WORDS
+def _check_labels(all_episodes: Sequence[Episode | EpisodeSummary], seen: Sequence[Episode]) -> None:
+    """Refuse a teacher whose answers mostly cannot be used; the last error is looked for in the episodes seen."""
+    failed, usable = (sum(getattr(one, name) for one in all_episodes) for name in ("num_label_errors", "num_labels"))
+    errors = [turn.label_error for episode in seen for turn in episode.turns if turn.label_error]
+    if errors and failed > MAX_FAILURE_RATE * (failed + usable):
+        raise DataError(f"{failed} of {failed + usable} labels failed; the last error was: {errors[-1]}")
+
+
+def _is_lost(episode: Episode | EpisodeSummary, goal: Goal) -> bool:
+    """Return whether something is broken; an episode that a deadline or a budget cut is not."""
+    return not goal.is_useful(episode) and episode.stop_reason not in FINAL
 
 
 def _give_up_without_hope(done: Done, goal: Goal, last: Episode) -> None:
-    failed = sum(_has_failed(summary.stop_reason) for summary in done.values())
-    if failed > MAX_FAILURE_RATE * len(done) and last.error:
-        raise DataError(f"{failed} of {len(done)} episodes failed; the last error was: {last.error}")
+    """Stop a collection that has nothing but failures, or no label.
+
+    Raises:
+        DataError: names the last error.
+    """
+    lost = sum(_is_lost(summary, goal) for summary in done.values())
+    if lost > MAX_FAILURE_RATE * len(done) and last.error:
+        raise DataError(f"{lost} of {len(done)} episodes failed; the last error was: {first_line(last.error)}")
+    _check_labels([*done.values()], [last])
     if goal.num_labels is not None and not any(map(goal.labels, done.values())):
         reason, count = Counter(summary.stop_reason for summary in done.values()).most_common(1)[0]
-        mend = MEND_OF_CONTEXT if reason is StopReason.CONTEXT else "choose another labeler, mixing or filter.keep"
+        cure = CURE_OF_CONTEXT if reason is StopReason.CONTEXT else "choose another labeler, mixing or filter.keep"
         raise DataError(
-            f"{len(done)} episodes, {count} of them ended as {reason}, hold no label that is trained on; {mend}."
+            f"{len(done)} episodes, {count} of them ended as {reason}, hold no label that is trained on; {cure}."
         )

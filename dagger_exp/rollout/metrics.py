@@ -12,9 +12,13 @@ SUBMITTED = (StopReason.SOLVED, StopReason.UNSOLVED)
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the metrics of a round. A failure of infrastructure is counted, and in none of the others."""
+    """Return the metrics of a round.
+
+    An episode that infrastructure ended is counted, and in no rate of episodes; where it was only cut, its turns count.
+    """
     counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
-    turns = [turn for episode in counted for turn in episode.turns]
+    sound = [one for one in episodes if not one.stop_reason.is_infrastructure or one.stop_reason.is_cut]
+    turns = [turn for episode in sound for turn in episode.turns]
     students = [turn for turn in turns if turn.actor is Actor.STUDENT]
     compared = [turn for turn in students if turn.label_ids is not None]
     return {
@@ -24,13 +28,13 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "rollout/num_failed": len(episodes) - len(counted),
         "rollout/num_tokens": sum(map(_num_tokens, turns)),
         "rollout/num_label_tokens": sum(len(turn.label_ids or ()) for turn in turns),
-        "rollout/num_teacher_queries": len(compared) + sum(turn.actor is Actor.TEACHER for turn in turns),
+        "rollout/num_label_errors": sum(bool(turn.label_error) for turn in turns),
         "rollout/num_branches": sum(turn.starts_branch and turn.turn_index > 0 for turn in turns),
         "rollout/student_turn_rate": share(turn.actor is Actor.STUDENT for turn in turns),
         "rollout/agreement_rate": share(turn.label_text == turn.response_text for turn in compared),
         "rollout/cut_rate": share(turn.num_cut_chars > 0 for turn in turns),
         "rollout/success_rate": share(episode.solved for episode in counted),
-        "rollout/turns_per_episode": len(turns) / max(1, len(counted)),
+        "rollout/turns_per_episode": sum(len(episode.turns) for episode in counted) / max(1, len(counted)),
         **failure_rates("rollout", counted),
         **stop_counts("rollout", episodes),
     }

@@ -7,7 +7,8 @@ for t = 0, 1, ...:
     l_t   = teacher(s_t)       the label, whoever acted
     s_t+1 = step(a_t)
 
-The label depends on the state alone, so a served teacher is asked for it while student and environment work.
+The label depends on the state alone, so a served teacher is asked for it while student and environment work. What is
+valid or not is the pair of state and label: a label that fails leaves its turn without one, and the episode goes on.
 """
 
 from __future__ import annotations
@@ -16,28 +17,52 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from dagger_exp.chat import Chat, Prompt
-from dagger_exp.errors import BudgetError, ContextError, EnvError, LabelError, PolicyError
-from dagger_exp.policies.llm import AnswerError, LanguagePolicy
+from dagger_exp.errors import (
+    DaggerError,
+    EngineError,
+    EnvError,
+    LabelError,
+    PolicyError,
+    TeacherError,
+    boundary,
+)
+from dagger_exp.policies.llm import AnswerError, EmptyAnswer, LanguagePolicy
 from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.scored import scored
+from dagger_exp.rollout.turns import Said, Taken, checked, opening, record, stop_reason_of
 from dagger_exp.rollout.watchdog import Watchdog, with_address
 from dagger_exp.scaffolds.observations import cut_middle
-from dagger_exp.types import Actor, Choice, Episode, Key, Response, State, StepResult, StopReason, Task, Turn
+from dagger_exp.types import (
+    Actor,
+    Episode,
+    Key,
+    Response,
+    State,
+    StepResult,
+    StopReason,
+    Task,
+    Turn,
+)
 
 CLOSE_TIMEOUT_S = 60.0
 """Longest time that an env may take to free what it holds."""
-LAST_WORDS = (StopReason.DEADLINE, StopReason.BUDGET)
+FINAL = (StopReason.DEADLINE, StopReason.BUDGET)
 """Failures that another attempt would only repeat."""
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+def is_sound(episode: Episode) -> bool:
+    """Return whether the model itself ended the episode."""
+    return not episode.stop_reason.is_infrastructure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +106,33 @@ class Runner:
             with self.watchdog.watching():
                 yield
 
-    async def run(self, task: Task, key: Key, deadline: float = math.inf) -> Episode:
-        """Play one episode, and again where infrastructure failed, with the same coins; the last attempt counts.
+    async def run(
+        self, task: Task, key: Key, deadline: float = math.inf, is_useful: Callable[[Episode], bool] = is_sound
+    ) -> Episode:
+        """Play one episode, and again with the same coins where an attempt is of no use; the last attempt counts.
 
         A failure of infrastructure ends an episode with its own reason; it is never raised.
 
         Args:
-            task: that is played.
+            task: the task to play.
             key: of the episode.
             deadline: on the monotonic clock, at which a straggler is cut.
+            is_useful: whether an attempt is worth keeping.
         """
         episode = await self._attempt(task, key, deadline)
         for _ in range(self.max_attempts - 1):
-            if episode.stop_reason.is_infrastructure and episode.stop_reason not in LAST_WORDS:
-                episode = await self._attempt(task, key, deadline)
+            if is_useful(episode) or episode.stop_reason in FINAL:
+                break
+            episode = await self._attempt(task, key, deadline)
         return episode
 
     async def _attempt(self, task: Task, key: Key, deadline: float) -> Episode:
-        begin, turns, error = time.monotonic(), [], ""
+        begin, turns, error = time.monotonic(), list[Turn](), ""
         self.watchdog.cut(key)  # of another attempt
         env: Env | None = None
         try:
-            env = self.world.make(task)
+            with boundary(EnvError, "the making of the env"):
+                env = self.world.make(task)
             async with asyncio.timeout_at(min(deadline, begin + self.episode_timeout_s)):
                 stop_reason = await self._play(env, key, turns)
                 turns = await self._scored(key, turns)
@@ -110,8 +140,8 @@ class Runner:
             stop_reason = StopReason.DEADLINE if (is_cut := time.monotonic() >= deadline) else StopReason.TIMEOUT
             limit = "the round's deadline cut this episode" if is_cut else self._too_long(begin)
             error = limit + self.watchdog.cut(key)
-        except (EnvError, LabelError, PolicyError) as failure:
-            stop_reason, error = _reason(failure), f"{type(failure).__name__}: {failure}"
+        except (EnvError, LabelError, PolicyError, TeacherError) as failure:
+            stop_reason, error = stop_reason_of(failure), f"{type(failure).__name__}: {failure}"
         finally:
             await _close(env)
         return Episode(
@@ -128,11 +158,11 @@ class Runner:
         )
 
     async def _play(self, env: Env, key: Key, turns: list[Turn]) -> StopReason:
-        with self.watchdog.waiting(key, "the reset of its env"):
-            messages = list(await env.reset())
+        with self._waiting(key, "the reset of the env", EnvError):
+            messages = opening(await env.reset())
         observation, num_cut = "\n".join(message.content for message in messages), 0
         prompt = self.chat.open(messages)
-        for turn_index in range(self._max_turns(key.round_index)):
+        for turn_index in range(self.max_turns(key.round_index)):
             if turns:
                 prompt = self.chat.extend(prompt, turns[-1].response_ids, messages)
             if len(prompt.prompt_ids) + self.student.max_new_tokens > self.max_context_tokens:
@@ -141,127 +171,113 @@ class Runner:
             state = State(tuple(messages), prompt.prompt_ids, key._replace(turn_index=turn_index))
             choice = self.mixing.choose(state.key)
             async with asyncio.timeout(self.turn_timeout_s):
-                action, label, result = await self._take_turn(choice.actor, state, env)
-            turn = self._turn(turn_index, observation, num_cut, prompt, choice, action, label, result, begin)
-            room = self.max_context_tokens - len(prompt.prompt_ids)  # the teacher may say more than a student can read
-            if len(turn.response_ids) > room:
-                return StopReason.CONTEXT
-            is_label_read = len(turn.label_ids or ()) <= room
-            turns.append(turn if is_label_read else replace(turn, label_text=None, label_ids=None))
-            if result.stop_reason is not None or not is_label_read:
-                return result.stop_reason or StopReason.CONTEXT
+                taken = await self._take_turn(choice.actor, state, env, prompt)
+            turns.append(
+                record(self.chat, prompt, choice, taken, turn_index, observation, num_cut, time.monotonic() - begin)
+            )
+            result = taken.result
+            if result.stop_reason is not None:
+                return result.stop_reason
             observation, num_cut = cut_middle(result.observation.content, self.max_observation_chars)
             num_cut += result.num_cut_chars
-            messages += [action.message, replace(result.observation, content=observation)]
+            messages += [taken.action.response.message, replace(result.observation, content=observation)]
         return StopReason.MAX_TURNS
 
-    async def _take_turn(self, actor: Actor, state: State, env: Env) -> tuple[Response, Response | None, StepResult]:
-        """Return the action, the label and what the env answers."""
+    async def _take_turn(self, actor: Actor, state: State, env: Env, prompt: Prompt) -> Taken:
         is_labelled = self.labeler.wants(actor)
         if not is_labelled or actor is Actor.TEACHER:
-            action, result = await self._act_and_step(actor, state, env)
-            return action, action if is_labelled else None, result
-        if self.teacher.reads_env:
-            label = await self._ask_teacher(state, env, "label")
-            action, result = await self._act_and_step(actor, state, env)
-            return action, label, result
-        label, (action, result) = await _together(
-            self._ask_teacher(state, env, "label"), self._act_and_step(actor, state, env)
-        )
-        return action, label, result
-
-    async def _act_and_step(self, actor: Actor, state: State, env: Env) -> tuple[Response, StepResult]:
-        if actor is Actor.TEACHER:
-            action = await self._ask_teacher(state, env, "action")
+            action, result = await self._act_and_step(actor, state, env, prompt)
+            return Taken(action, action if is_labelled else None, result)
+        if self.teacher.reads_env:  # ask it before the env goes on
+            label = await self._label(state, env, prompt)
+            action, result = await self._act_and_step(actor, state, env, prompt)
         else:
-            with self.watchdog.waiting(state.key, f"the student's engine {with_address(self.student.engine)}"):
-                action = await self.student.act(state, env)
-        with self.watchdog.waiting(state.key, "its env"):
-            return action, await env.step(action.message)
+            label, (action, result) = await _together(
+                self._label(state, env, prompt), self._act_and_step(actor, state, env, prompt)
+            )
+        return Taken(action, label, result)
 
-    async def _ask_teacher(self, state: State, env: Env, what: str) -> Response:
-        self.budget.check()
+    async def _act_and_step(self, actor: Actor, state: State, env: Env, prompt: Prompt) -> tuple[Said, StepResult]:
+        if actor is Actor.TEACHER:
+            action = await self._ask_teacher(state, env, prompt)
+        else:
+            with self._waiting(state.key, f"the student's engine {with_address(self.student.engine)}", EngineError):
+                response = await self.student.act(state, env)
+            action = Said(response, response.token_ids)
+        with self._waiting(state.key, "the env", EnvError):
+            return action, checked(await env.step(action.response.message))
+
+    async def _label(self, state: State, env: Env, prompt: Prompt) -> Said | LabelError:
         try:
-            with self.watchdog.waiting(state.key._replace(seed=-1), f"the teacher {with_address(self.teacher)}"):
+            return await self._ask_teacher(state, env, prompt)
+        except LabelError as error:
+            place = "no label at turn %d of episode %d in round %d: %s"
+            key = state.key
+            logging.getLogger(__name__).info(place, key.turn_index, key.episode_index, key.round_index, error)
+            return error
+
+    async def _ask_teacher(self, state: State, env: Env, prompt: Prompt) -> Said:
+        """Return the teacher's answer in the student's tokens.
+
+        Raises:
+            LabelError: the answer cannot be used.
+            TeacherError: the teacher cannot be asked.
+        """
+        try:
+            try:
+                answer = await self._answer(state, env)
+            except EmptyAnswer:
+                answer = await self._answer(state, env)
+        except EngineError as error:
+            raise TeacherError(f"The teacher {self.teacher.id!r} failed: {error}") from error
+        except PolicyError as error:  # a `ContextError` too: that the teacher reads less is not the student's doing
+            raise LabelError(f"The teacher {self.teacher.id!r} gave no usable answer: {error}") from error
+        # An answer becomes tokens once, in the student's format, and is never encoded again.
+        token_ids = answer.token_ids or self.chat.response_ids(answer.message, prompt)
+        if len(prompt.prompt_ids) + len(token_ids) > self.max_context_tokens:
+            raise LabelError(
+                f"The answer of the teacher {self.teacher.id!r} is longer than the student's context has room for: "
+                "raise student.max_context_tokens or lower teacher.max_new_tokens."
+            )
+        return Said(answer, token_ids)
+
+    async def _answer(self, state: State, env: Env) -> Response:
+        """Ask the teacher once, within its budget."""
+        self.budget.ask()
+        key = state.key._replace(seed=-1)  # it may be asked while the student is
+        with self._waiting(key, f"the teacher {with_address(self.teacher)}", PolicyError):
+            try:
                 answer = await self.teacher.act(state, env)
-        except PolicyError as error:  # its `ContextError` too: that the teacher reads less is not the student's doing
-            if isinstance(error, AnswerError):
+            except AnswerError as error:
                 self.budget.spend(error.usage)
-            raise LabelError(f"The teacher {self.teacher.id!r} gave no {what}: {error}") from error
+                raise
         self.budget.spend(answer.usage, told_by=self.teacher.address)
         return answer
+
+    @contextmanager
+    def _waiting(self, key: Key, what: str, error_type: type[DaggerError]) -> Iterator[None]:
+        """Call code that is not ours: the watchdog knows of it, and whatever it raises becomes `error_type`."""
+        with self.watchdog.waiting(key, what), boundary(error_type, what):
+            yield
 
     async def _scored(self, key: Key, turns: list[Turn]) -> list[Turn]:
         """Return the turns with the teacher's log-probabilities, where they are asked for."""
         if not self.labeler.logprobs:
             return turns
         try:
-            with self.watchdog.waiting(key, f"the log-probabilities of the teacher {with_address(self.teacher)}"):
+            with self._waiting(key, f"the log-probabilities of the teacher {with_address(self.teacher)}", PolicyError):
                 return await scored(turns, cast(Scorer, self.teacher), self.labeler.num_top, self.budget)
         except PolicyError as error:
-            raise LabelError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
+            raise TeacherError(f"The teacher {self.teacher.id!r} gave no log-probabilities: {error}") from error
 
-    def _max_turns(self, round_index: int) -> int:
+    def max_turns(self, round_index: int) -> int:
+        """Return how many turns an episode of a round may have."""
         cap = self.mixing.max_student_turns
         return self.world.max_turns if cap is None else min(int(cap(round_index)), self.world.max_turns)
 
-    def _turn(
-        self,
-        turn_index: int,
-        observation: str,
-        num_cut_chars: int,
-        prompt: Prompt,
-        choice: Choice,
-        action: Response,
-        label: Response | None,
-        result: StepResult,
-        begin: float,
-    ) -> Turn:
-        # A teacher's answer becomes tokens once, in the student's format, and is never encoded again.
-        executed = action.token_ids or self.chat.response_ids(action.message, prompt)
-        written = self._label(action, executed, label, prompt)
-        is_student = choice.actor is Actor.STUDENT
-        asked = label if is_student else action
-        return Turn(
-            turn_index=turn_index,
-            actor=choice.actor,
-            observation=observation,
-            context_ids=prompt.context_ids,
-            starts_branch=prompt.starts_branch,
-            response_text=self._text(action, executed),
-            response_ids=executed,
-            sampling_logprobs=action.logprobs,
-            beta=choice.beta,
-            coin=choice.coin,
-            kappa=choice.kappa,
-            valid=result.valid,
-            action_error=result.action_error,
-            reward=result.reward,
-            finish_reason=action.finish_reason,
-            policy_version=action.policy_version,
-            temperature=self.student.temperature if is_student else None,
-            top_p=self.student.top_p if is_student else None,
-            num_teacher_prompt_tokens=0 if asked is None else asked.usage.num_prompt_tokens,
-            num_teacher_response_tokens=0 if asked is None else asked.usage.num_response_tokens,
-            num_cut_chars=num_cut_chars,
-            wall_time_s=time.monotonic() - begin,
-            **written,
-        )
-
-    def _label(self, action: Response, executed: Any, label: Response | None, prompt: Prompt) -> dict[str, Any]:
-        if label is None:
-            return {}
-        ids = executed if label is action else self.chat.response_ids(label.message, prompt)
-        return {"label_text": self._text(label, ids), "label_ids": ids}
-
-    def _text(self, response: Response, ids: Any) -> str:
-        """Return a response to be read: with its tool calls, as the student would write them."""
-        message = response.message
-        return self.chat.parse(ids).content if message.tool_calls or message.reasoning else message.content
-
     def _too_long(self, begin: float) -> str:
-        whole = time.monotonic() - begin >= self.episode_timeout_s
-        what, limit_s = ("the episode", self.episode_timeout_s) if whole else ("a turn", self.turn_timeout_s)
+        is_episode = time.monotonic() - begin >= self.episode_timeout_s
+        what, limit_s = ("the episode", self.episode_timeout_s) if is_episode else ("a turn", self.turn_timeout_s)
         return f"TimeoutError: {what} took more than {limit_s:g} s"
 
 
@@ -278,26 +294,12 @@ async def _together(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) 
 
 
 async def _close(env: Env | None) -> None:
-    """Close an env. What it fails in then concerns no episode, and it may not hold up the others for ever."""
+    """Close an env. Its failure to close concerns no episode, and it may not hold up the others for ever."""
     if env is None:
         return
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await env.close()
+            with boundary(EnvError, "the close of the env"):
+                await env.close()
     except (TimeoutError, EnvError) as failure:
         logging.getLogger(__name__).warning("an env could not be closed: %s: %s", type(failure).__name__, failure)
-
-
-def _reason(failure: BaseException) -> StopReason:
-    """Return the stop reason of a failure, by the boundary that it crossed."""
-    match failure:
-        case EnvError():
-            return StopReason.SANDBOX
-        case BudgetError():
-            return StopReason.BUDGET
-        case LabelError():
-            return StopReason.TEACHER
-        case ContextError():
-            return StopReason.CONTEXT
-        case _:
-            return StopReason.ENGINE

@@ -31,7 +31,7 @@ async def scored(turns: Sequence[Turn], scorer: Scorer, num_top: int, budget: Te
         ids = [token for turn in asked for token in (*turn.context_ids, *turn.response_ids)]
         scores = Scores(())
         if asked:
-            budget.check()
+            budget.ask()
             scores = await scorer.score(ids, num_top)
             budget.spend(scores.usage or Usage())
         begin = -1  # nothing predicts the first token

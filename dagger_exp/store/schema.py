@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         "sampling_logprobs": pa.list_(pa.float32()),
         "label_text": pa.string(),
         "label_ids": pa.list_(pa.int32()),
+        "label_error": pa.string(),
         "teacher_logprobs": pa.list_(pa.float16()),
         "teacher_top_ids": pa.list_(pa.int32()),
         "teacher_top_logprobs": pa.list_(pa.float16()),

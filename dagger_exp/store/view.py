@@ -38,6 +38,7 @@ class EpisodeSummary:
     num_labels: int
     stop_reason: StopReason
     task_id: str
+    num_label_errors: int = 0
 
 
 class StoreView:
@@ -199,7 +200,13 @@ def by_episode(table: pa.Table) -> dict[int, pa.Table]:
 
 def summarize(episode: Episode) -> EpisodeSummary:
     """Return what a collector must know of an episode."""
-    return EpisodeSummary(len(episode.turns), episode.num_labels, episode.stop_reason, episode.task_id)
+    return EpisodeSummary(
+        num_turns=len(episode.turns),
+        num_labels=episode.num_labels,
+        stop_reason=episode.stop_reason,
+        task_id=episode.task_id,
+        num_label_errors=episode.num_label_errors,
+    )
 
 
 def sha256(path: Path) -> str:

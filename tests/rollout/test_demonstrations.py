@@ -259,7 +259,10 @@ USELESS: dict[str, tuple[Any, str]] = {
     "long": (messages_row(("user", "go " * 100), ("assistant", "a")), "it is longer than student.max_context_tokens"),
     "long answer": (
         messages_row(("user", "go"), ("assistant", "a" * 300)),
-        "it is longer than student.max_context_tokens",
+        (
+            "The answer of the teacher 'messages' is longer than the student's context has room for: "
+            "raise student.max_context_tokens or lower teacher.max_new_tokens"
+        ),
     ),
     "thought": (
         {

@@ -15,6 +15,7 @@ from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import TurnMixture
 from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Env
+from dagger_exp.rollout.budget import usage_of
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import Runner
@@ -73,7 +74,7 @@ def test_labels_are_the_teachers_and_its_own_turns_cost_no_second_query(error_ra
         assert turn.label_ids == written
         if turn.actor is Actor.TEACHER:
             assert (turn.label_text, turn.label_ids) == (turn.response_text, turn.response_ids)
-    assert rollout_metrics(episodes)["rollout/num_teacher_queries"] == len(teacher.answers)
+    assert usage_of(episodes).num_queries == len(teacher.answers)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +105,8 @@ def test_labels_do_not_change_what_is_visited() -> None:
     assert visited("all") == visited("none") == visited("student")
 
 
-def test_a_teacher_that_fails_is_named() -> None:
-    [episode] = play(Labeler(), Failing(id="far away"), num_episodes=1)
+def test_a_teacher_that_fails_to_act_is_named() -> None:
+    [episode] = play(Labeler(turns="none"), Failing(id="far away"), num_episodes=1)
     assert episode.stop_reason is StopReason.TEACHER
     assert "'far away'" in episode.error
     assert "rate limit" in episode.error

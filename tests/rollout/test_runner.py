@@ -13,16 +13,17 @@ import pytest
 from dagger_exp.chat import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
-from dagger_exp.errors import EngineError, EnvError, PolicyError
-from dagger_exp.policies.llm import LanguagePolicy
+from dagger_exp.errors import ContextError, EngineError, EnvError, PolicyError
+from dagger_exp.policies.llm import EmptyAnswer, LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly, SwitchMixture, TeacherOnly, TurnMixture
 from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Env, Generation, Sampling
+from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant, Ramp
 from dagger_exp.training.tokenizers import word_tokenizer
-from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task
+from dagger_exp.types import Actor, Choice, Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage
 
 S, T = Actor.STUDENT, Actor.TEACHER
 TOKENIZER: Any = word_tokenizer(RepoRepair().vocabulary())
@@ -258,16 +259,24 @@ class Rambling(Watched):
         return replace(response, message=Message("assistant", said.strip()))
 
 
-@pytest.mark.parametrize(("mixing", "num_turns"), [(StudentOnly(), 3), (TeacherOnly(), 2)])
-def test_an_answer_of_the_teacher_that_does_not_fit_is_not_kept_and_ends_the_episode(
-    mixing: Any, num_turns: int
-) -> None:
-    whole = run(Reciting(*["test"] * 24), mixing=mixing)
-    limit = len(whole.prompt_ids(2)) + ROOM
-    episode = run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling(), max_context_tokens=limit)
-    assert (episode.stop_reason, len(episode.turns)) == (StopReason.CONTEXT, num_turns)
-    assert episode.num_labels == 2
-    assert len(run(Reciting(*["test"] * 24), mixing=mixing, teacher=Rambling()).turns) > 3
+def test_a_label_that_does_not_fit_is_dropped_and_the_episode_goes_on() -> None:
+    undisturbed = run(Reciting(*["test"] * 24))
+    limit = len(undisturbed.prompt_ids(2)) + ROOM
+    short = run(Reciting(*["test"] * 24), max_context_tokens=limit)
+    episode = run(Reciting(*["test"] * 24), teacher=Rambling(), max_context_tokens=limit)
+    assert (episode.stop_reason, len(episode.turns)) == (short.stop_reason, len(short.turns)) == (StopReason.CONTEXT, 3)
+    assert [turn.label_ids is not None for turn in episode.turns] == [True, True, False]
+    assert "longer than the student's context has room for" in episode.turns[2].label_error
+    assert episode.turns[2].label_text is None
+
+
+def test_an_action_of_the_teacher_that_does_not_fit_is_not_the_students_failure() -> None:
+    undisturbed = run(mixing=TeacherOnly())
+    limit = len(undisturbed.prompt_ids(2)) + ROOM
+    episode = run(mixing=TeacherOnly(), teacher=Rambling(), max_context_tokens=limit)
+    assert (episode.stop_reason, len(episode.turns), episode.num_labels) == (StopReason.TEACHER, 2, 2)
+    assert episode.stop_reason.is_infrastructure
+    assert len(run(mixing=TeacherOnly(), teacher=Rambling()).turns) > 3
 
 
 def test_a_student_that_has_solved_its_task_needs_no_label_that_fits() -> None:
@@ -326,12 +335,11 @@ def test_an_env_that_cannot_be_closed_is_told(caplog: pytest.LogCaptureFixture) 
     ("parts", "reason"),
     [
         ({"engine": Reciting("test", failure=EngineError("gone"))}, StopReason.ENGINE),
-        ({"engine": Reciting("test", "test"), "teacher": Watched(PolicyError("gone"))}, StopReason.TEACHER),
         ({"engine": Reciting("test", "test"), "teacher": Watched(EngineError("gone"))}, StopReason.TEACHER),
         ({"mixing": TeacherOnly(), "teacher": Watched(PolicyError("gone"))}, StopReason.TEACHER),
         ({"mixing": TeacherOnly(), "teacher": Watched(EngineError("gone"))}, StopReason.TEACHER),
     ],
-    ids=["student", "label", "label's engine", "teacher's turn", "teacher's engine"],
+    ids=["student", "label's engine", "teacher's turn", "teacher's engine"],
 )
 def test_failures_of_policies(parts: dict[str, Any], reason: StopReason) -> None:
     world = FragileWorld()
@@ -343,8 +351,88 @@ def test_failures_of_policies(parts: dict[str, Any], reason: StopReason) -> None
     assert world.closed == ["closed"]
 
 
-def test_an_unforeseen_error_is_raised_but_the_env_is_closed() -> None:
-    world = FragileWorld("step", ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        run(Reciting("submit"), world=world)
-    assert world.closed == ["closed"]
+@pytest.mark.parametrize("place", ["make", "reset", "step", "close"])
+@pytest.mark.parametrize("failure", [ZeroDivisionError("by zero"), TimeoutError("by zero"), MemoryError("by zero")])
+def test_whatever_an_env_raises_is_its_episodes_failure_with_the_traceback(place: str, failure: Exception) -> None:
+    world = FragileWorld(place, failure)
+    episode = run(Reciting("submit"), world=world)
+    if place == "close":
+        assert episode.stop_reason is StopReason.UNSOLVED
+        return
+    assert episode.stop_reason is StopReason.SANDBOX
+    sentence, _, trace = episode.error.partition("\n")
+    assert sentence.endswith(f"raised {type(failure).__name__}: by zero")
+    assert "raise self.failure" in trace
+    assert world.closed == ([] if place == "make" else ["closed"])
+
+
+@pytest.mark.parametrize("answer", [None, "ok", ("ok", 1.0), StepResult("ok")])  # pyright: ignore[reportArgumentType]
+def test_an_env_that_answers_with_something_else_is_named(answer: Any) -> None:
+    class WrongEnv(FragileEnv):
+        async def step(self, action: Message) -> StepResult:
+            return answer
+
+    class WrongReset(FragileEnv):
+        async def reset(self) -> list[Message]:
+            return answer
+
+    class Wrong(FragileWorld):
+        kind: type[FragileEnv] = WrongEnv
+
+        def make(self, task: Task) -> RepoRepairEnv:
+            env = super().make(task)
+            return self.kind(env.files, env.lines, env.bugs)
+
+    world = Wrong()
+    for world.kind, said in ((WrongEnv, "not a `StepResult`"), (WrongReset, "not a list of `Message`")):
+        episode = run(Reciting("submit"), world=world)
+        assert episode.stop_reason is StopReason.SANDBOX
+        assert said in episode.error
+
+
+@pytest.mark.parametrize("failure", [PolicyError("gone"), ContextError("gone"), KeyError("gone")])
+def test_a_label_that_fails_leaves_its_turn_without_one(failure: Exception) -> None:
+    class Sometimes(ScriptedPolicy):
+        async def act(self, state: State, env: Env) -> Response:
+            if state.key.turn_index % 2:
+                raise failure
+            return await super().act(state, env)
+
+    expected, episode = (run(Reciting(*["test"] * 24), teacher=teacher) for teacher in (ScriptedPolicy(), Sometimes()))
+    assert episode.stop_reason is expected.stop_reason
+    for turn, whole in zip(episode.turns, expected.turns, strict=True):
+        is_failed = turn.turn_index % 2 == 1
+        assert turn.response_text == whole.response_text
+        assert (turn.label_text, turn.label_ids) == ((None, None) if is_failed else (whole.label_text, whole.label_ids))
+        assert ("gone" in turn.label_error) is is_failed
+        assert "\n" not in turn.label_error
+    assert (episode.num_labels, episode.num_label_errors) == (12, 12)
+
+
+def test_where_the_teacher_was_to_act_its_failure_ends_the_episode_and_the_labels_before_it_stay() -> None:
+    class Late(ScriptedPolicy):
+        async def act(self, state: State, env: Env) -> Response:
+            if state.key.turn_index == 2:
+                raise PolicyError("gone")
+            return await super().act(state, env)
+
+    episode = run(mixing=TeacherOnly(), teacher=Late(), max_attempts=3)
+    assert (episode.stop_reason, episode.num_labels) == (StopReason.TEACHER, 2)
+    assert episode.stop_reason.is_cut
+
+
+@pytest.mark.parametrize(("num_empty", "num_labels"), [(1, 3), (2, 2)])
+def test_an_empty_answer_is_asked_again_once(num_empty: int, num_labels: int) -> None:
+    class Hesitant(ScriptedPolicy):
+        asked = 0
+
+        async def act(self, state: State, env: Env) -> Response:
+            if state.key.turn_index == 1 and self.asked < num_empty:
+                self.asked += 1
+                raise EmptyAnswer("the answer is empty", Usage(5, 1))
+            return await super().act(state, env)
+
+    budget = TeacherBudget()
+    episode = run(Reciting("test", "test", "submit"), teacher=Hesitant(), budget=budget)
+    assert episode.num_labels == num_labels
+    assert budget.in_round == Usage(5 * num_empty, num_empty, num_queries=2 + num_empty + (num_empty == 1))

@@ -55,7 +55,7 @@ TURNS = [
 def test_each_token_of_the_student_gets_its_own_value_and_a_branch_begins_anew() -> None:
     teacher, budget = Echo(), TeacherBudget()
     done = asyncio.run(scored(TURNS, teacher, 0, budget))
-    assert budget.in_round == Usage(11 + 4, 2)
+    assert budget.in_round == Usage(11 + 4, 2, num_queries=2)
     assert teacher.asked == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 12, 13]]
     assert [one.teacher_logprobs for one in done] == [[-3.0, -4.0], (), [-8.0, -9.0, -10.0], [-3.0]]
 
