@@ -69,8 +69,28 @@ def test_the_probe_sees_a_heavy_package() -> None:
     assert "wandb" in packages_brought(["json", "wandb"])["wandb"]
 
 
+METRICS = """
+import dagger_exp, lightning, sys
+assert not {"torchmetrics.functional", "scipy.signal"} & sys.modules.keys()
+import torchmetrics
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAccuracy
+assert isinstance(BinaryAccuracy(), Metric) and issubclass(torchmetrics.MeanMetric, torchmetrics.metric.Metric)
+assert "scipy.signal" in sys.modules and not hasattr(torchmetrics, "NoSuchMetric")
+"""
+
+
+def test_torchmetrics_is_loaded_when_it_is_used_and_is_then_as_without_us() -> None:
+    names = "import torchmetrics; print(sorted(name for name in dir(torchmetrics) if name[0].isalpha()))"
+    ours, theirs = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (METRICS + names, names)
+    )
+    assert ours == theirs
+
+
 def test_packages_init_files_are_empty() -> None:
-    """But for that of the whole, which comes before every import of Arrow and says where it takes its memory."""
+    """But for that of the whole package, which comes before every import of Arrow and of Lightning."""
     assert [file for file in PACKAGE.rglob("__init__.py") if file.read_text()] == [PACKAGE / "__init__.py"]
     code = "import dagger_exp.store.store, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True, timeout=60)

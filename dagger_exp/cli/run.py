@@ -31,6 +31,7 @@ from dagger_exp.cli.sweeping import sweep
 from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
 from dagger_exp.config.schema import register_schema
 from dagger_exp.errors import ConfigError, DaggerError, UserError
+from dagger_exp.loading import without_collection
 from dagger_exp.training.preemption import PREEMPTION
 
 FIRST_FILES = {
@@ -63,7 +64,8 @@ def run_command(command: str, job: Job) -> None:
     OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
     announce(sys.argv[1:], command)
     try:
-        sys.argv[1:] = looked_at(sys.argv[1:], command)
+        with without_collection():
+            sys.argv[1:] = looked_at(sys.argv[1:], command)
         register_schema()
         if is_sweep(options := parsed(sys.argv[1:])):
             sweep(options, command, partial(guarded, job))  # by name, because submitit copies what it has no name for
