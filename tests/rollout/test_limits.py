@@ -8,26 +8,31 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from dagger_exp.chat import Chat
+from dagger_exp.data.selection import EpisodeFilter
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, ContextError, DataError, EngineError
 from dagger_exp.policies.llm import AnswerError, LanguagePolicy
-from dagger_exp.policies.mixture import StudentOnly, TeacherOnly
+from dagger_exp.policies.mixture import StudentOnly, TeacherOnly, TurnMixture
 from dagger_exp.protocols import Env, Mixing, Scores
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
+from dagger_exp.rollout.goal import Goal
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.plan import ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.scaffolds.observations import cut_middle
+from dagger_exp.schedules import Constant
+from dagger_exp.seeding import integer
 from dagger_exp.store.store import Store
 from dagger_exp.training.tokenizers import word_tokenizer
 from dagger_exp.types import Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage
@@ -428,3 +433,53 @@ def test_what_blocks_the_event_loop_is_named_and_not_what_it_blocks(tmp_path: Pa
     collected(runner(Blocking(freed), watchdog=Watchdog(patience_s=0.5, say=say)), tmp_path, num_episodes=3)
     assert "episode 1 of round 0" in said[0]
     assert "the teacher far away" in said[0]
+
+
+@dataclass
+class Paced(Slow):
+    """Answers each turn after as many passes of the event loop as its key says, so that episodes end out of order."""
+
+    async def act(self, state: State, env: Env) -> Response:
+        for _ in range(integer(state.key, "pace", 9)):
+            await asyncio.sleep(0)
+        return await super().act(state, env)
+
+
+@pytest.mark.parametrize("concurrency", [8, 64])
+def test_a_budget_of_labels_counts_what_is_playing_already(tmp_path: Path, concurrency: int) -> None:
+    """Episodes that the round would drop are hardly begun: their answers cost money."""
+    teacher = Paced()
+    played = runner(teacher, TurnMixture(schedule=Constant(start=0.5, end=0.5, num_rounds=1)), RepoRepair(max_turns=24))
+    collector = Collector(
+        runner=played,
+        store=Store(tmp_path, "run"),
+        plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
+        concurrency=concurrency,
+        keeps=EpisodeFilter(),
+    )
+    for round_index in range(2):
+        before = len(teacher.asked)
+        num_labels = sum(one.num_labels for one in collector.collect(round_index, num_labels=480))
+        counts = collector.store.manifest(round_index)["counts"]
+        assert counts["rollout/num_teacher_queries"] == len(teacher.asked) - before
+        assert counts["rollout/num_labels"] == num_labels >= 480
+        assert len(teacher.asked) - before <= 1.15 * num_labels
+
+
+def test_labels_of_a_cut_episode_are_kept_and_it_is_not_played_again(tmp_path: Path) -> None:
+    store, teacher = Store(tmp_path, "run"), Slow(hangs_at=lambda key: key.turn_index == 2)
+    task = WORLD.tasks("train")[0]
+    cut = asyncio.run(runner(teacher, turn_timeout_s=0.3).run(task, Key(0, 0, task.id, 0)))
+    assert (cut.stop_reason, cut.num_labels) == (StopReason.TIMEOUT, 2)
+    for keep_cut, num_labels in ((False, 6), (True, 5)):
+        store.commit(cut)  # as a run that was killed before it closed the round
+        collector = Collector(
+            runner=runner(Slow()),
+            store=store,
+            plan=ShuffledTasks(tasks=WORLD.tasks("train"), seed=0),
+            concurrency=1,
+            keeps=EpisodeFilter(keep_cut=keep_cut),
+        )
+        goal = Goal(num_episodes=2, keeps=partial(collector.keeps, 0))
+        assert sum(one.num_labels for one in collector.play(0, goal, lambda episode: None)) == num_labels
+        store.discard(0, [0])
