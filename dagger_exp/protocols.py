@@ -242,7 +242,7 @@ class Mixing(Protocol):
         ...
 
     @property
-    def max_student_turns(self) -> Schedule | None:
+    def max_turns(self) -> Schedule | None:
         """How many turns an episode of a round may have; None for the world's own limit."""
         ...
 

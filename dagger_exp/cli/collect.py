@@ -2,7 +2,7 @@
 
 dagger-collect rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none    demonstrations
 dagger-collect demonstrations=openhands demonstrations.files=FILE rounds.num_rounds=1  round 0 from trajectories
-dagger-collect labeler=none rounds.labels=null rounds.tasks=100                       episodes without labels
+dagger-collect labeler.turns=none rounds.labels=null rounds.tasks=100                       episodes without labels
 dagger-collect store=outputs/runs/FOLDER student.init=outputs/runs/FOLDER             more rounds for a store
 """
 

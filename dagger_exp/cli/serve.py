@@ -130,7 +130,7 @@ def _logprob_arguments(cfg: Any) -> list[str]:
     """Return what makes a server tell as many of the likeliest tokens as the labels hold."""
     from dagger_exp.rollout.scored import MAX_LOGPROBS
 
-    num_top = _node(cfg, "labeler").get("num_top") or 0
+    num_top = cfg.labeler.num_top
     return ["--max-logprobs", str(num_top)] if num_top > MAX_LOGPROBS else []
 
 

@@ -20,6 +20,7 @@ from dagger_exp.chat import Chat
 from dagger_exp.config.checks import per_round
 from dagger_exp.config.components import make, make_optional
 from dagger_exp.data.datamodule import RoundDataModule
+from dagger_exp.data.selection import EpisodeFilter
 from dagger_exp.errors import ConfigError
 from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
@@ -93,7 +94,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         store=Store(store_folder or folder / "rounds", run_id),
         plan=ShuffledTasks(tasks=world.tasks("train"), seed=cfg.seed, episodes_per_task=cfg.rollout.episodes_per_task),
         concurrency=at_once(cfg.rollout.concurrency, sandboxes),
-        keeps=make(cfg.filter),
+        keeps=EpisodeFilter(**cfg.filter),
         round_timeout_s=cfg.rollout.round_timeout_s,
         demonstrations=make_optional(cfg.demonstrations),
     )
@@ -130,7 +131,7 @@ def build_runner(
         student=policy,
         teacher=make(cfg.teacher, scaffold=scaffold),
         mixing=mixing,
-        labeler=make(cfg.labeler),
+        labeler=Labeler(**cfg.labeler),
         chat=chat,
         max_context_tokens=student.max_context_tokens,
         max_observation_chars=cfg.rollout.max_observation_chars,
@@ -202,7 +203,7 @@ def build_data(cfg: DictConfig, run: Run) -> RoundDataModule:
     return RoundDataModule(
         store=run.collector.store,
         seed=cfg.seed,
-        keeps=make(cfg.filter),
+        keeps=EpisodeFilter(**cfg.filter),
         batch_size=cfg.rounds.batch_size,
         max_tree_tokens=cfg.rounds.max_tree_tokens,
         max_tokens=cfg.rounds.max_tokens,

@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from dagger_exp.config.binding import bind
 from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence, unknown
 from dagger_exp.config.schema import CollectConfig, RunConfig, register_schema
+from dagger_exp.data.selection import EpisodeFilter
 from dagger_exp.errors import ConfigError
+from dagger_exp.rollout.labeler import Labeler
 
 
 def compose_checked(config_name: str, overrides: list[str]) -> DictConfig:
@@ -98,12 +100,16 @@ def check(cfg: DictConfig, command: str = "train") -> None:
         typed = OmegaConf.merge(schema, cfg)
     assert isinstance(typed, DictConfig)
     _check_values(typed, "", command)
+    Labeler(**typed.labeler)  # this and the next check their values themselves
+    EpisodeFilter(**typed.filter)
     _check_key_names(typed)
     _check_addresses(typed)
     _check_lengths(typed)
     _check_mixing(typed)
-    if command == "train" and typed.labeler.get("turns") == "none":
-        raise ConfigError("labeler=none leaves nothing to train on; choose labeler=all, or use dagger-collect.")
+    if command == "train" and typed.labeler.turns == "none":
+        raise ConfigError(
+            "labeler.turns=none leaves nothing to train on; choose labeler.turns=all, or use dagger-collect."
+        )
     if command != "evaluate":
         _check_budget(typed)
     elif not (typed.student.get("init") or typed.student.get("path")):
@@ -201,13 +207,16 @@ def _check_mixing(cfg: DictConfig) -> None:
         raise ConfigError("mixing=turn needs a beta; choose a schedule, as in schedule=linear.")
     if mixing != "TurnMixture" and has_schedule:
         raise ConfigError(f"mixing={choice} has no beta, but a schedule is set; add schedule=none or keep mixing=turn.")
-    if mixing == "TeacherOnly" and cfg.labeler.get("turns") == "student":
-        raise ConfigError("the teacher acts at every turn, but labeler=student labels the student's; use labeler=all.")
+    if mixing == "TeacherOnly" and cfg.labeler.turns == "student":
+        raise ConfigError(
+            "the teacher acts at every turn, but labeler.turns=student labels the student's; use labeler.turns=all."
+        )
     _check_ramps(cfg)
     is_played = cfg.demonstrations.get("_target_") is None
-    if cfg.labeler.get("turns") == "student" and is_played and _teacher_acts_alone_first(cfg):
+    if cfg.labeler.turns == "student" and is_played and _teacher_acts_alone_first(cfg):
         raise ConfigError(
-            "labeler=student finds no turn of the student in round 0; lower schedule.start or raise mixing.t_max.start."
+            "labeler.turns=student finds no turn of the student in round 0; lower schedule.start, or raise "
+            "mixing.t_max.start."
         )
 
 
@@ -217,8 +226,8 @@ def _check_ramps(cfg: DictConfig) -> None:
             "mixing.teacher_first with a growing mixing.t_max leaves ever more to the teacher; "
             "choose mixing=switch_teacher_first."
         )
-    if OmegaConf.select(cfg, "mixing.max_student_turns.start") == 0:
-        raise ConfigError("mixing.max_student_turns.start is 0, which leaves round 0 without a turn; use at least 1.")
+    if OmegaConf.select(cfg, "mixing.max_turns.start") == 0:
+        raise ConfigError("mixing.max_turns.start is 0, which leaves round 0 without a turn; use at least 1.")
 
 
 def _teacher_acts_alone_first(cfg: DictConfig) -> bool:
@@ -233,8 +242,10 @@ def _check_budget(cfg: DictConfig) -> None:
         raise ConfigError("rounds.labels and rounds.tasks are both set; give one and add rounds.labels=null for tasks.")
     if cfg.rounds.labels is None and cfg.rounds.tasks is None:
         raise ConfigError("rounds.labels and rounds.tasks are both null; give one, as in rounds.labels=480.")
-    if cfg.rounds.labels is not None and cfg.labeler.get("turns") == "none":
-        raise ConfigError("labeler=none never fills rounds.labels; give rounds.labels=null and rounds.tasks=NUMBER.")
+    if cfg.rounds.labels is not None and cfg.labeler.turns == "none":
+        raise ConfigError(
+            "labeler.turns=none never fills rounds.labels; give rounds.labels=null and rounds.tasks=NUMBER."
+        )
     per_round(cfg, "labels")
     _check_prices(cfg.teacher_budget)
 

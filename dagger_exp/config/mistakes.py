@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dagger_exp.config import schema
 from dagger_exp.errors import ConfigError
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +32,6 @@ MENDS = {
     r"Value '(?P<value>.*?)' of type '.*' could not be converted to (?P<type>\w+)": (
         "{key} is {value!r}; it must be {wanted}."
     ),
-    r"Invalid type assigned": "{key} holds several values; set them one by one, as in {key}.KEY=VALUE.",
     r"is not Optional": "{key} cannot be null; give it a value.",
     r"An item is already at '(?P<key>[^']*)'": "{key} exists already; write {key}=VALUE without the +.",
 }
@@ -115,6 +116,9 @@ def _sentence(error: Exception, config_name: str, overrides: Sequence[str], key:
         return prefix + unknown(name, [*known, *groups()], config_name)
     if "Config group override must be" in text:
         return _wrong_option(overrides)
+    if found := re.search(r"is not a subclass of (\w+)\. value: (.+?)(?: full_key|$)", cause):
+        keys = [field.name for field in dataclasses.fields(getattr(schema, found[1], schema.RunConfig))]
+        return f"{prefix}{key} holds {', '.join(keys)}; set one, as in {key}.{keys[0]}={found[2]}."
     for pattern, sentence in MENDS.items():
         if found := re.search(pattern, f"{cause} {text}"):
             named = {"key": key, "type": "", **found.groupdict()}

@@ -90,6 +90,24 @@ class Evaluation:
 
 
 @dataclass
+class Labeler:
+    """What the teacher says of visited states; `rollout.labeler` says what may be."""
+
+    turns: str = MISSING
+    logprobs: bool = MISSING
+    num_top: int = MISSING
+
+
+@dataclass
+class Filter:
+    """Which episodes are trained on; `data.selection` says what may be."""
+
+    keep: str = MISSING
+    warmup_rounds: int = _at_least(0)
+    keep_cut: bool = MISSING
+
+
+@dataclass
 class Loss:
     """What weighs how much."""
 
@@ -135,8 +153,8 @@ class RunConfig:
     engine: Any = MISSING
     mixing: Any = MISSING
     schedule: Any = MISSING
-    labeler: Any = MISSING
-    filter: Any = MISSING
+    labeler: Labeler = MISSING
+    filter: Filter = MISSING
     loss: Loss = MISSING
     optimizer: Any = MISSING
     lr_scheduler: Any = MISSING

@@ -18,7 +18,7 @@ class TurnMixture:
     """A coin per turn: the teacher acts with probability `schedule(round_index)`."""
 
     schedule: Schedule
-    max_student_turns: Schedule | None = None
+    max_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> float:
         return self.schedule(round_index)
@@ -33,12 +33,12 @@ class SwitchMixture:
     """One hand-over per episode, before turn kappa ~ U{0..t_max(round)}.
 
     The student acts first and the teacher finishes; with `teacher_first` the other way round. A kappa beyond the
-    end of the episode leaves it to one actor. `max_student_turns` caps the episodes of a round, for curricula.
+    end of the episode leaves it to one actor. `max_turns` caps the episodes of a round, for curricula.
     """
 
     t_max: Schedule
     teacher_first: bool = False
-    max_student_turns: Schedule | None = None
+    max_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
         return None
@@ -51,9 +51,9 @@ class SwitchMixture:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOnly:
-    """The student acts at every turn, in episodes of at most `max_student_turns(round)` turns (a curriculum)."""
+    """The student acts at every turn, in episodes of at most `max_turns(round)` turns (a curriculum)."""
 
-    max_student_turns: Schedule | None = None
+    max_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
         return None
@@ -66,7 +66,7 @@ class StudentOnly:
 class TeacherOnly:
     """The teacher acts at every turn: behaviour cloning."""
 
-    max_student_turns: Schedule | None = None
+    max_turns: Schedule | None = None
 
     def beta(self, round_index: int) -> None:
         return None

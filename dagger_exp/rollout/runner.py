@@ -272,7 +272,7 @@ class Runner:
 
     def max_turns(self, round_index: int) -> int:
         """Return how many turns an episode of a round may have."""
-        cap = self.mixing.max_student_turns
+        cap = self.mixing.max_turns
         return self.world.max_turns if cap is None else min(int(cap(round_index)), self.world.max_turns)
 
     def _too_long(self, begin: float) -> str:

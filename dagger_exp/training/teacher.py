@@ -87,7 +87,7 @@ def check_vocabularies(student: Student, teacher: Policy) -> None:
         differing = sorted(theirs.items() ^ ours.items())[:1]
         raise ConfigError(
             f"the vocabularies of the student and of the teacher {teacher.id!r} differ, as in {differing[0]}: its "
-            "log-probabilities mean nothing here; labeler=all, which learns from its text, works."
+            "log-probabilities mean nothing here; labeler.turns=all, which learns from its text, works."
         )
 
 
@@ -104,4 +104,4 @@ def _vocabulary(teacher: Policy) -> dict[str, int]:
         case ServedPolicy():
             raise ConfigError("log-probabilities of a served teacher need teacher.tokenizer: its folder or hub name.")
         case _:
-            raise ConfigError(f"the teacher {teacher.id!r} gives no log-probabilities; choose labeler=all.")
+            raise ConfigError(f"the teacher {teacher.id!r} gives no log-probabilities; choose labeler.turns=all.")

@@ -53,7 +53,7 @@ def test_help_is_light_and_shows_choices_and_examples(command: str, tmp_path: Pa
     ("arguments", "shown"),
     [
         (["--cfg", "job", "seed=3"], "seed: 3"),
-        (["--info", "defaults"], "schedule/exponential"),
+        (["--info", "defaults"], "schedule/linear"),
         (["--shell-completion", "install=bash"], "hydra_bash_completion"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_store_of_a_run_that_goes_on_or_of_another_env_or_writer_takes_no_roun
 
 
 def test_episodes_without_labels_can_be_collected(call: Call, tmp_path: Path) -> None:
-    without = ("labeler=none", "rounds.labels=null", "rounds.tasks=3", "rounds.num_rounds=1")
+    without = ("labeler.turns=none", "rounds.labels=null", "rounds.tasks=3", "rounds.num_rounds=1")
     assert call("collect", "debug=default", *without, f"hydra.run.dir={tmp_path}/run").code == 0
     manifest = json.loads((tmp_path / "run" / "rounds" / "000" / "manifest.json").read_text())
     assert (manifest["num_episodes"], manifest["num_labels"]) == (3, 0)

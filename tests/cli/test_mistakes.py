@@ -127,8 +127,14 @@ def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["labeler=teacher", "schedule=constant", "schedule.start=0"], "hold no label that is trained on; choose ano"),
-        (["mixing=student", "schedule=none", "filter=solved"], "hold no label that is trained on; choose another lab"),
+        (
+            ["labeler.turns=teacher", "schedule=constant", "schedule.start=0"],
+            "hold no label that is trained on; choose ano",
+        ),
+        (
+            ["mixing=student", "schedule=none", "filter.keep=solved"],
+            "hold no label that is trained on; choose another lab",
+        ),
         (["student.max_context_tokens=9"], "error: 100 episodes, 100 of them ended as context, hold no label that is "),
         (["student.max_context_tokens=9"], "trained on; raise student.max_context_tokens, or lower rollout.max_new_"),
     ],

@@ -110,7 +110,7 @@ def test_the_line_of_a_server_is_printed(call: Call) -> None:
     assert "--max-logprobs" not in answer.out
     elsewhere = ("engine=vllm", "engine.server.python=/else/where/python")
     assert " /else/where/python -m vllm." in call("serve", "teacher", "teacher=qwen3_coder_30b", *elsewhere).out
-    many = ("labeler=teacher_logprobs", "labeler.num_top=50")
+    many = ("labeler.logprobs=true", "labeler.num_top=50")
     assert call("serve", "teacher", "teacher=qwen3_coder_30b", *many).out.rstrip().endswith("--max-logprobs 50")
     answer = call("serve", "student", "student=qwen3_4b_instruct", "engine=vllm", "student.max_context_tokens=9000")
     assert "--max-model-len 9000 --enable-lora --max-lora-rank 16" in answer.out
@@ -201,7 +201,7 @@ def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_pa
     trained = ("rounds.tasks=16", "rounds.steps=50", "optimizer.lr=0.005", f"hydra.run.dir={tmp_path}/teacher")
     assert call("train", *quick, *trained).code == 0
     teacher = ("teacher=checkpoint", f"teacher.path={tmp_path}/teacher", "teacher.max_new_tokens=16", "rounds.tasks=3")
-    scoring = (*quick, *teacher, "labeler=teacher_logprobs", "labeler.num_top=2", "schedule.start=0.5")
+    scoring = (*quick, *teacher, "labeler.logprobs=true", "labeler.num_top=2", "schedule.start=0.5")
     answer = call("collect", *scoring, f"student.init={tmp_path}/teacher", f"hydra.run.dir={tmp_path}/scored")
     assert answer.code == 0, answer.err
     store = Store.open(tmp_path / "scored/rounds")
@@ -213,5 +213,5 @@ def test_a_run_records_them_and_another_vocabulary_is_refused(call: Call, tmp_pa
     answer = call("collect", *scoring, "student=tiny_bytes", f"hydra.run.dir={tmp_path}/other")
     assert answer.code == 2
     assert "vocabularies of the student and of the teacher" in answer.err
-    answer = call("collect", *quick, "rounds.tasks=3", "labeler=teacher_logprobs", f"hydra.run.dir={tmp_path}/scripted")
-    assert "'scripted' gives no log-probabilities; choose labeler=all" in answer.err
+    answer = call("collect", *quick, "rounds.tasks=3", "labeler.logprobs=true", f"hydra.run.dir={tmp_path}/scripted")
+    assert "'scripted' gives no log-probabilities; choose labeler.turns=all" in answer.err

@@ -42,7 +42,8 @@ def test_a_line_of_a_round_fits_eighty_columns(
 
 
 @pytest.mark.parametrize(
-    "typed", ["schedule=linear schedule.floor=0.2", "labeler=student schedule=constant", "mixing=switch schedule=none"]
+    "typed",
+    ["schedule=linear schedule.floor=0.2", "labeler.turns=student schedule=constant", "mixing=switch schedule=none"],
 )
 def test_the_next_command_is_legal_whatever_was_typed(typed: str, tmp_path: Path) -> None:
     command = ["dagger-train", *typed.split(), "hydra.run.dir=/x", "env.num_bugs=1"]

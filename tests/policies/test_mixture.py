@@ -101,17 +101,17 @@ def test_kappa_is_uniform_with_both_ends_included() -> None:
 
 
 def test_the_switch_follows_the_ramp_of_the_rounds() -> None:
-    mixing = SwitchMixture(t_max=Ramp(start=0, step=2, cap=3), max_student_turns=Ramp(start=4, step=4, cap=10))
+    mixing = SwitchMixture(t_max=Ramp(start=0, step=2, cap=3), max_turns=Ramp(start=4, step=4, cap=10))
     for round_index, t_max in enumerate([0, 2, 3, 3]):
         kappas = {mixing.choose(key._replace(round_index=round_index)).kappa for key in EPISODES}
         assert kappas == set(range(t_max + 1))
-    assert mixing.max_student_turns is not None
-    assert [mixing.max_student_turns(round_index) for round_index in range(4)] == [4, 8, 10, 10]
+    assert mixing.max_turns is not None
+    assert [mixing.max_turns(round_index) for round_index in range(4)] == [4, 8, 10, 10]
 
 
 @pytest.mark.parametrize("mixing", [switch(3), StudentOnly(), TeacherOnly()])
 def test_without_coins_there_is_no_beta_and_no_cap(mixing: Mixing) -> None:
     assert mixing.beta(0) is None
-    assert mixing.max_student_turns is None
+    assert mixing.max_turns is None
     assert mixing.choose(EPISODES[0]).beta is None
-    assert constant(0.5).max_student_turns is None
+    assert constant(0.5).max_turns is None

@@ -259,7 +259,7 @@ def with_engine(used: Collector) -> Collector:
 def test_an_engine_or_a_teacher_that_is_down_is_named(
     tmp_path: Path, mixing: str, broken: Callable[[Collector], Collector], reason: StopReason
 ) -> None:
-    used = broken(collector(tmp_path, f"mixing={mixing}", "schedule=none", "labeler=all"))
+    used = broken(collector(tmp_path, f"mixing={mixing}", "schedule=none", "labeler.turns=all"))
     if reason is StopReason.TEACHER or mixing == "student":
         with pytest.raises(DataError, match=r"(3 of 3 episodes|labels) .* (quota exceeded|connection refused)"):
             used.collect(0, num_episodes=3)
@@ -283,7 +283,9 @@ def test_a_collection_without_hope_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="quota exceeded"):
         with_teacher(collector(tmp_path / "failing")).collect(0, num_labels=10)
     with pytest.raises(DataError, match="no label that is trained on"):
-        collector(tmp_path / "filtered", "mixing=student", "schedule=none", "filter=solved").collect(0, num_labels=10)
+        collector(tmp_path / "filtered", "mixing=student", "schedule=none", "filter.keep=solved").collect(
+            0, num_labels=10
+        )
 
 
 @pytest.mark.kill

@@ -295,7 +295,7 @@ def test_a_student_that_has_solved_its_task_needs_no_label_that_fits() -> None:
 
 def test_an_episode_ends_after_the_turns_of_the_world_or_of_the_mixing() -> None:
     world, cap, nothing = RepoRepair(max_turns=5), Ramp(start=0, step=3, cap=9), Ramp(start=0, step=0, cap=0)
-    capped = SwitchMixture(t_max=nothing, max_student_turns=cap, teacher_first=True)
+    capped = SwitchMixture(t_max=nothing, max_turns=cap, teacher_first=True)
     for round_index, mixing, num_turns in [(0, StudentOnly(), 5), (1, capped, 3), (2, capped, 5)]:
         engine = Reciting(*["test"] * 9)
         episode = run(engine, key=KEY._replace(round_index=round_index), mixing=mixing, world=world)

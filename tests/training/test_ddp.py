@@ -103,7 +103,7 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
         "engine=scripted",
         "mixing=student",
         "schedule=none",
-        "filter=solved",
+        "filter.keep=solved",
         f"hydra.run.dir={folder}",
         code=2,
     )
