@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
+from typing import cast
 
 import pytest
 from hypothesis import settings
@@ -26,14 +27,25 @@ CHECK_ENDS = float(os.environ.get("DAGGER_EXP_CHECK_ENDS", "inf"))
 NOT_RUN = "not run: this machine is too slow for the whole check"
 ONE_AT_A_TIME = ("slurm", "docker")
 """Marks of tests whose daemon a machine has once: all of a mark run in one worker."""
+LONG = (*ONE_AT_A_TIME, "vllm", "slow", "kill", "readme")
+"""Marks of tests that run for long, the longest first: one that began late would leave the other worker idle."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one worker, since they share its fixtures."""
+    """Begin with the long tests, and keep those that share a daemon or a module's fixture in one worker."""
+    items.sort(key=lambda item: next((place for place, mark in enumerate(LONG) if item.get_closest_marker(mark)), 99))
     for item in items:
-        daemon = next((mark for mark in ONE_AT_A_TIME if item.get_closest_marker(mark)), None)
-        item.add_marker(pytest.mark.xdist_group(daemon or item.nodeid.partition("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def group_of(item: pytest.Item) -> str:
+    """Return the name of the group that a test runs with; its own where it shares nothing."""
+    if daemon := next((mark for mark in ONE_AT_A_TIME if item.get_closest_marker(mark)), None):
+        return daemon
+    fixtures = cast(pytest.Function, item)._fixtureinfo.name2fixturedefs.values()
+    is_shared = any(fixture.scope == "module" for of_name in fixtures for fixture in of_name)
+    return item.nodeid.partition("::")[0] if is_shared else item.nodeid
 
 
 @pytest.hookimpl(tryfirst=True)
