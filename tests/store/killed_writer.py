@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
@@ -58,6 +59,7 @@ def write_until_killed(folder: Path, num_operations: int) -> None:
 
 def main() -> None:
     """Fork one attempt after the other until one is not killed."""
+    to_table("run", [episode(0, 1)])  # Arrow imports pandas for its first array: once here, and not in every attempt
     attempt, status = 0, -1
     while status != 0:
         folder = Path(sys.argv[1]) / str(attempt)
