@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,15 @@ MAX_MISSED = 4
 """Runs in a row that come to their end without a kill, before this gives up."""
 OVERRIDES = (
     "logger=csv",
-    "rounds.num_rounds=3",
-    "rounds.labels=160",
-    "rounds.steps=12",
+    "rounds.num_rounds=2",
+    "rounds.labels=120",
+    "rounds.steps=10",
     "rounds.batch_size=4",
     "callbacks.checkpoint_steps=2",
-    "evaluation.tasks=20",
+    "evaluation.tasks=10",
 )
+FORKS = multiprocessing.get_context("forkserver")
+"""Runs are forked from a process that has imported what all of them import."""
 
 
 def main() -> None:
@@ -54,6 +58,8 @@ def main() -> None:
     parser.add_argument("--engine", choices=("scripted", "hf"), default="scripted")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
+    os.environ |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    FORKS.set_forkserver_preload(["__main__", "dagger_exp.cli.train", "dagger_exp.config.build", "lightning"])
     with tempfile.TemporaryDirectory() as scratch:
         sys.exit(1 if kill_and_compare(Path(scratch), args.engine, args.kills, random.Random(args.seed)) else 0)
 
@@ -62,7 +68,7 @@ def kill_and_compare(scratch: Path, engine: str, num_kills: int, rng: random.Ran
     """Return what differs."""
     whole, hits, differences, num_runs = scratch / "whole", Counter[str](), list[str](), 0
     num_missed = 0
-    if start(whole, engine).wait() != 0:
+    if end(start(whole, engine)) != 0:
         return [output(whole)]
     while hits.total() < num_kills and not differences:
         folder, num_runs = scratch / str(num_runs), num_runs + 1
@@ -83,27 +89,42 @@ def killed(folder: Path, engine: str, num_left: int, rng: random.Random, hits: C
     wanted = rng.choice(PHASES)
     delay = rng.uniform(0, MAX_DELAY_S[wanted])
     process = start(folder, engine)
-    while num_left and process.poll() is None:
+    while num_left and process.is_alive():
         if phase(folder) == wanted:
             time.sleep(delay)
             hit = phase(folder)
             process.kill()
-            if process.wait() < 0:
+            if end(process) < 0:
                 hits[hit] += 1
                 print(f"kill {hits.total()}: aimed at {wanted}, hit {hit}", flush=True)
                 return None
-    return process.wait()
+    return end(process)
 
 
-def start(folder: Path, engine: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, engine: str) -> ForkServerProcess:
     """Start a run in a folder, or resume the one that is there; its output goes to a file beside."""
     is_there = (folder / ".hydra" / "config.yaml").exists()
     choices = [f"resume={folder}"] if is_there else [*OVERRIDES, f"engine={engine}", f"hydra.run.dir={folder}"]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    with folder.with_suffix(".out").open("w") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dagger_exp.cli.train", *choices], stdout=out, stderr=out, env=environment
-        )
+    folder.with_suffix(".out").write_text("")
+    process = FORKS.Process(target=run, args=(choices, folder.with_suffix(".out")))
+    process.start()
+    return process
+
+
+def run(choices: list[str], out: Path) -> None:
+    """Be the command `dagger-train`."""
+    with out.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["dagger-train", *choices]
+    importlib.import_module("dagger_exp.cli.train").main()
+
+
+def end(process: ForkServerProcess) -> int:
+    """Wait for the end of a run; return its exit code, which is negative after a kill."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def output(folder: Path) -> str:
