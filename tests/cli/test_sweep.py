@@ -179,7 +179,7 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
 
 
-LONG = ("debug=default", "rounds.labels=100", "rounds.steps=60", "rounds.num_rounds=2", "logger=wandb_offline")
+LONG = ("debug=default", "rounds.labels=60", "rounds.steps=30", "rounds.num_rounds=2", "logger=wandb_offline")
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +196,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("phase", "heard"), [("collect", signal.SIGUSR1), ("train", signal.SIGUSR2), ("evaluate", signal.SIGTERM)]
 )
 def test_a_run_that_is_signalled_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, alone: Path, phase: str, heard: signal.Signals
+    call: Call, tmp_path: Path, alone: Path, phase: str, heard: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
     assert signalled(folder, f"round 2/2 +{phase}", heard) == 128 + heard
     assert state_of(folder) == "preempted"
-    resumed = subprocess.run([BIN / "dagger-train", f"resume={folder}"], capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = call("train", f"resume={folder}")
+    assert resumed.code == 0, resumed.err
     assert rows_of(folder) == rows_of(alone)
     check_one_wandb_history(folder)
 
@@ -258,12 +258,12 @@ def check_one_wandb_history(folder: Path) -> None:
         rounds += [h["item"]["round"] for h in new if "eval/success_rate" in h["item"]]
     assert rounds == [0, 1]
     logged = [step // 3 for step in steps if step % 3 == 0]
-    assert logged == [*range(10, 121, 10)]
+    assert logged == [*range(10, 61, 10)]
 
 
 @pytest.mark.kill
 @pytest.mark.timeout(1800)
-def test_a_sweep_that_is_cancelled_stays_so_until_it_is_resumed(tmp_path: Path) -> None:
+def test_a_sweep_that_is_cancelled_stays_so_until_it_is_resumed(call: Call, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     command = [BIN / "dagger-train", "-m", *LONG, "seed=0,1", f"hydra.sweep.dir={sweep}"]
     with subprocess.Popen(
@@ -272,8 +272,8 @@ def test_a_sweep_that_is_cancelled_stays_so_until_it_is_resumed(tmp_path: Path) 
         assert run.stdout is not None
         while "train" not in (line := run.stdout.readline()).split():
             assert line
-        done = subprocess.run([BIN / "dagger-sweep", "cancel", sweep], capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("1 of 2 jobs are cancelled; go on with: dagger-sweep resume")
+        said = call("sweep", "cancel", str(sweep)).out
+        assert said.startswith("1 of 2 jobs are cancelled; go on with: dagger-sweep resume")
         run.stdout.read()
     assert run.returncode == 128 + signal.SIGTERM
     assert state_of(sweep / jobs_of(sweep)[0]) == "cancelled"
