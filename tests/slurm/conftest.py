@@ -1,4 +1,4 @@
-"""A SLURM cluster of one machine: real munged, slurmctld and slurmd on loopback, started for the tests and stopped."""
+"""A SLURM cluster of two nodes on one machine: real munged, slurmctld and slurmd, started for the tests and stopped."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+Environment = dict[str, str]
+PATIENCE_S = 900
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+NODES = ("localhost", "localhost2")
 CLUSTER = """
 ClusterName=tests
 SlurmctldHost=localhost
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={place}/munge/socket
+# A requeued job is held until the credential of its last start has expired, usually after two minutes.
+AuthInfo=socket={place}/munge/socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation={place}/state
-SlurmdSpoolDir={place}/spool
+SlurmdSpoolDir={place}/%n_spool
 SlurmctldPidFile={place}/slurmctld.pid
-SlurmdPidFile={place}/slurmd.pid
+SlurmdPidFile={place}/%n.pid
 SlurmctldLogFile={place}/slurmctld.log
-SlurmdLogFile={place}/slurmd.log
+SlurmdLogFile={place}/%n.log
 ProctrackType=proctrack/cgroup
 TaskPlugin=task/cgroup
 JobAcctGatherType=jobacct_gather/none
@@ -47,11 +51,15 @@ MinJobAge=600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-# The node may say that it has more cores than it has.
+# The nodes may say that they have more cores than they have.
 SlurmdParameters=config_overrides
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+# The name that leads a list of nodes is where processes meet, so it is one that resolves. It stands second here because
+# SLURM takes a lone `localhost` for any node.
+NodeName=localhost2 NodeAddr=127.0.0.1 Port={second_port} CPUs=4 State=UNKNOWN
+NodeName=localhost NodeAddr=127.0.0.1 Port={node_port} CPUs=4 State=UNKNOWN
 PartitionName=low Nodes=localhost Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
 PartitionName=high Nodes=localhost MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=both Nodes=localhost,localhost2 MaxTime=INFINITE State=UP
 """
 CGROUPS = """
 CgroupPlugin=cgroup/v1
@@ -65,8 +73,8 @@ ConstrainDevices=no
 SACCT = Path(__file__).parents[2] / "slurm" / "sacct"
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """Yield the environment in which SLURM's commands speak to this cluster."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
@@ -82,15 +90,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         stop(place, environment)
 
 
-def configured(place: Path) -> dict[str, str]:
+def configured(place: Path) -> Environment:
     """Write the cluster's configuration; without accounting, `sacct` is the one that we ship."""
     for folder in (place, *place.parents):
         with suppress(PermissionError):
             folder.chmod(folder.stat().st_mode | 0o011)  # munged, another user, comes through
-    for name in ("state", "spool", "munge", "bin"):
+    for name in ("state", "munge", "bin"):
         (place / name).mkdir(mode=0o755)
     shutil.chown(place / "munge", "munge")
-    text = CLUSTER.format(place=place, controller_port=free_port(), node_port=free_port())
+    text = CLUSTER.format(place=place, controller_port=free_port(), node_port=free_port(), second_port=free_port())
     (place / "slurm.conf").write_text(text)
     (place / "cgroup.conf").write_text(CGROUPS)
     (place / "bin" / "sacct").symlink_to(SACCT)
@@ -98,30 +106,29 @@ def configured(place: Path) -> dict[str, str]:
     return {**os.environ, "SLURM_CONF": str(place / "slurm.conf"), "PATH": path}
 
 
-def start(place: Path, environment: dict[str, str]) -> None:
-    """Start the daemons and wait until the node is idle."""
+def start(place: Path, environment: Environment) -> None:
+    """Start the daemons and wait until both nodes are idle."""
     munge = place / "munge"
     options = [f"--socket={munge}/socket", f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log"]
     keys = ["--key-file=/etc/munge/munge.key", f"--seed-file={munge}/seed"]
     for command in (
         ["runuser", "-u", "munge", "--", "munged", *keys, *options],
         ["slurmctld", "-c", "-i", "-f", environment["SLURM_CONF"]],  # -c: a state of before could drain the node
-        ["slurmd", "-c", "-f", environment["SLURM_CONF"], "-N", "localhost"],
+        *(["slurmd", "-c", "-f", environment["SLURM_CONF"], "-N", node] for node in NODES),
     ):
         subprocess.run(command, check=True, env=environment, timeout=120, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while "idle" not in slurm(environment, "sinfo", "--noheader", "--format=%T", "--partition=low"):
-        assert time.monotonic() < deadline, (place / "slurmctld.log").read_text()[-2000:]
+    asked = ("sinfo", "--noheader", "--format=%T %D", "--partition=both")
+    until(lambda: slurm(environment, *asked) == "idle 2", f"no two idle nodes, see {place}/slurmctld.log")
 
 
-def stop(place: Path, environment: dict[str, str]) -> None:
+def stop(place: Path, environment: Environment) -> None:
     """End the jobs and the daemons that `start` has started, by their ids."""
     with suppress(subprocess.SubprocessError):
         slurm(environment, "scancel", "--user=root")
         deadline = time.monotonic() + 120
         while slurm(environment, "squeue", "--noheader") and time.monotonic() < deadline:
             pass
-    for name in ("slurmd.pid", "slurmctld.pid", "munge/munged.pid"):
+    for name in (*(f"{node}.pid" for node in NODES), "slurmctld.pid", "munge/munged.pid"):
         with suppress(OSError, ValueError):
             pid = int((place / name).read_text())
             os.kill(pid, 15)
@@ -130,11 +137,21 @@ def stop(place: Path, environment: dict[str, str]) -> None:
                 pass
 
 
-def slurm(environment: dict[str, str], *command: str) -> str:
+def slurm(environment: Environment, *command: str, place: Path | None = None) -> str:
     """Return what a command of SLURM prints; they can hang for ever, so each has a limit."""
-    return subprocess.run(
-        list(command), env=environment, capture_output=True, text=True, timeout=120, check=False
-    ).stdout.strip()
+    done = subprocess.run(
+        list(command), cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout.strip()
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """Poll until something holds; SLURM is the one that acts, and tells nobody."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := holds()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return found
 
 
 def free_port() -> int:
