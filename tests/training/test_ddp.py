@@ -71,7 +71,6 @@ def coins(folder: Path, round_index: int) -> dict[tuple[str, int], tuple[str, fl
     return {(row["task_id"], row["turn_index"]): (row["actor"], row["coin"]) for row in rows}
 
 
-@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     start(*SMALL, f"hydra.run.dir={one}")
@@ -94,7 +93,6 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert "nothing to do" in start(f"resume={two}")
 
 
-@pytest.mark.slow
 def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> None:
     folder = tmp_path / "failing"
     said = start(
@@ -112,14 +110,16 @@ def test_an_error_in_the_first_process_leaves_none_waiting(tmp_path: Path) -> No
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("phase", ["rounds/000/episodes/000000.arrows", "checkpoints/last.ckpt"])
-def test_term_ends_all_processes_and_the_run_goes_on(phase: str, tmp_path: Path) -> None:
+def test_term_ends_all_processes_and_the_run_goes_on(tmp_path: Path) -> None:
     """Lightning's own handler would wait in TERM for the other processes, which wait in theirs."""
     folder = tmp_path / "run"
-    long = ("rounds.steps=40", "rounds.labels=300", "rollout.concurrency=2")  # many commits: the first is no end
-    said = start(*SMALL, *DDP, *long, f"hydra.run.dir={folder}", code=143, term_at=folder / phase)
-    assert said.count("Go on with") == 1, said
-    assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
+    # Many commits, so that the first is no end, and a row of metrics long before the last step.
+    long = ("rounds.steps=[40,4]", "rounds.labels=[300,30]", "rollout.concurrency=2", f"hydra.run.dir={folder}")
+    collecting, training = folder / "rounds/000/episodes/000000.arrows", folder / "metrics.csv"
+    for arguments, term_at in (((*SMALL, *DDP, *long), collecting), ((f"resume={folder}",), training)):
+        said = start(*arguments, code=143, term_at=term_at)
+        assert said.count("Go on with") == 1, said
+        assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
+    assert (folder / "rounds/000/manifest.json").exists()
     start(f"resume={folder}")
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
