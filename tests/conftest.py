@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what it runs
 settings.load_profile("untimed")
 
-pytest_plugins = ["tests.docker.fixtures"]
+pytest_plugins = ["tests.commands", "tests.docker.fixtures"]
 
 IN_CI = os.environ.get("CI") == "true"
 CHECK_ENDS = float(os.environ.get("DAGGER_EXP_CHECK_ENDS", "inf"))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call
+from tests.commands import Call
 
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
 SHORT = {
     "methods.py": "--seeds 1 --methods sft --workers 1",
-    "kills.py": "--kills 1",
+    "kills.py": "--kills 1 --engine scripted",
     "prefix_trees.py": "--turns 8 --repeats 1",
     "bench_store.py": "--turns 20000",
     "baselines_textworld.py": "--help",

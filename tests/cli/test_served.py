@@ -10,7 +10,7 @@ import pytest
 
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor
-from tests.cli.conftest import Call
+from tests.commands import Call
 from tests.provider import MODEL, Provider, free_port, serving
 
 KEY = "sk-planted-4711"

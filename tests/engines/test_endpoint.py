@@ -48,7 +48,7 @@ def ask(endpoint: Endpoint, times: int = 1, body: Mapping[str, Any] = BODY) -> l
 
 
 def patient(address: str, **settings: Any) -> Endpoint:
-    return Endpoint(**{"address": address, "timeout_s": 2.0, "first_pause_s": 0.02} | settings)
+    return Endpoint(**{"address": address, "timeout_s": 1.0, "first_pause_s": 0.02} | settings)
 
 
 @pytest.mark.parametrize("text", ["grün \N{CHECK MARK}", "half a pair: \ud83d", '"\n\0'])

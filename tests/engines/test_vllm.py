@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from dagger_exp.rollout.runner import Runner
 from dagger_exp.store.store import Store
 from dagger_exp.training.student import Lora, Student, from_scratch
 from dagger_exp.types import Actor, Key, Message
+from tests.commands import Call
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -86,10 +85,12 @@ def python() -> str:
 
 
 @contextmanager
-def started(own: Student, folder: Path, *more: str) -> Iterator[VllmEngine]:
-    """Start a server for a student, with more on its line, and give it the first weights."""
-    arguments = [*ARGUMENTS, *more]
-    server = VllmServer(python=python(), dtype="float32", start_timeout_s=1500, arguments=arguments, environment=CPU)
+def started(own: Student, folder: Path, *more: str, **variables: str) -> Iterator[VllmEngine]:
+    """Start a server for a student, with more arguments and variables of the environment; send the first weights."""
+    arguments, environment = [*ARGUMENTS, *more], CPU | variables
+    server = VllmServer(
+        python=python(), dtype="float32", start_timeout_s=1500, arguments=arguments, environment=environment
+    )
     engine = VllmEngine(student=own, end_id=own.chat.end_id, folder=folder, server=server, probe_tolerance=TOLERANCE)
     try:
         engine.load_weights(0, own.model)
@@ -269,48 +270,51 @@ def test_a_token_outside_the_vocabulary_is_an_error(served: tuple[VllmEngine, St
         asyncio.run(asked())
 
 
-def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], tmp_path: Path) -> None:
-    engine, _ = served
-    command = [
-        str(Path(sys.executable).parent / "dagger-train"),
-        *("student.finetuning=lora", "engine=vllm", f"engine.addresses=[{engine.endpoints[0].address}]"),
-        *(
-            f"engine.probe_tolerance={TOLERANCE}",
-            "rounds.num_rounds=2",
-            "rounds.labels=[120,60]",
-            "rounds.steps=[12,6]",
-        ),
-        *("evaluation.tasks=10", "logger=csv", f"hydra.run.dir={tmp_path}/run"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "run/summary.json").read_text())["rounds"]
+def test_a_whole_run_with_two_rounds(served: tuple[VllmEngine, Student], call: Call, tmp_path: Path) -> None:
+    address = served[0].endpoints[0].address
+    common = ("student.finetuning=lora", "engine=vllm", f"engine.addresses=[{address}]", "logger=csv")
+    common += (f"engine.probe_tolerance={TOLERANCE}", "evaluation.tasks=10")
+
+    def done(command: str, *more: str) -> Path:
+        answer = call(command, *common, *more, f"hydra.run.dir={tmp_path}/{command}")
+        assert answer.code == 0, answer.out + answer.err
+        return tmp_path / command
+
+    run = done("train", "rounds.num_rounds=2", "rounds.labels=[120,60]", "rounds.steps=[12,6]")
+    rows = json.loads((run / "summary.json").read_text())["rounds"]
     assert [row["round"] for row in rows] == [0, 1]
     assert all(row["rollout/num_failed"] == row["rollout/num_branches"] == 0 for row in rows)
-    assert (tmp_path / "run/student/adapter_model.safetensors").exists()
-    again = ["engine=vllm", f"engine.addresses=[{engine.endpoints[0].address}]", f"engine.probe_tolerance={TOLERANCE}"]
-    again += [f"student.init={tmp_path}/run", "student.finetuning=lora", "evaluation.tasks=10", "logger=csv"]
-    for name, *more in (["evaluate"], ["collect", "rounds.num_rounds=1", "rounds.labels=20", *STUDENT_ACTS]):
-        line = [command[0].replace("train", name), *again, *more, f"hydra.run.dir={tmp_path}/{name}"]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "evaluate/evaluation.json").read_text())
+    assert (run / "student/adapter_model.safetensors").exists()
+    found = json.loads((done("evaluate", f"student.init={run}") / "evaluation.json").read_text())
     assert found["eval/success_rate"] == rows[-1]["eval/success_rate"]
-    episodes = Store.open(tmp_path / "collect/rounds").read(0).episodes([0])
+    few = ("rounds.num_rounds=1", "rounds.labels=20")
+    episodes = Store.open(done("collect", f"student.init={run}", *few, *STUDENT_ACTS) / "rounds").read(0).episodes([0])
     assert {turn.actor for turn in episodes[0].turns} == {Actor.STUDENT}
 
 
-def test_a_server_is_ready_for_weights_from_gpu_to_gpu(tmp_path: Path) -> None:
-    """What can be seen without a GPU: the server takes the line, its size is told, and the two sides meet."""
-    own = student(finetuning="full")
-    own.save_base(tmp_path / "base")
-    environment = {**CPU, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-    server = VllmServer(
-        python=python(), dtype="float32", start_timeout_s=1500, arguments=ARGUMENTS, environment=environment
-    )
-    command = server.command(str(tmp_path / "base"), name="student", max_context_tokens=1024, transfer="ipc")
-    running = server.start(command, tmp_path / "vllm.log")
-    endpoint = Endpoint(address=running.address, max_attempts=1)
+@pytest.fixture(scope="module")
+def served_full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VllmEngine, Student]]:
+    """Return an engine whose server has all weights of a student, and could take them from GPU to GPU."""
+    own = student(seed=3, finetuning="full")
+    transfer = ("--weight-transfer-config", '{"backend": "ipc"}')
+    folder = tmp_path_factory.mktemp("full")
+    with started(own, folder, *transfer, VLLM_ALLOW_INSECURE_SERIALIZATION="1") as engine:
+        yield engine, own
+
+
+def test_full_weights_are_reloaded_from_disk(served_full: tuple[VllmEngine, Student]) -> None:
+    engine, own = served_full
+    before = generated(engine, own)
+    engine.load_weights(1, trained(own.model, seed=4))
+    after = generated(engine, own)
+    assert [list(a.token_ids) for a in after] == [list(a.token_ids) for a in generated(in_process(own), own)]
+    assert [list(a.token_ids) for a in after] != [list(a.token_ids) for a in before]
+    assert {answer.policy_version for answer in after} == {1}
+
+
+def test_a_server_is_ready_for_weights_from_gpu_to_gpu(served_full: tuple[VllmEngine, Student]) -> None:
+    """Check what shows without a GPU: the server takes the argument, tells its size, and the two sides meet."""
+    endpoint = Endpoint(address=served_full[0].endpoints[0].address, max_attempts=1)
 
     async def meet() -> None:
         async with endpoint.connected():
@@ -318,22 +322,8 @@ def test_a_server_is_ready_for_weights_from_gpu_to_gpu(tmp_path: Path) -> None:
             with pytest.raises(EngineError, match="init_info"):
                 await endpoint.post("/init_weight_transfer_engine", {"init_info": {"unknown": True}})
 
-    try:
-        assert endpoint.get("/get_world_size") == {"world_size": 1}
-        asyncio.run(meet())
-    finally:
-        running.stop()
-
-
-def test_full_weights_are_reloaded_from_disk(tmp_path: Path) -> None:
-    own = student(seed=3, finetuning="full")
-    with started(own, tmp_path) as engine:
-        before = generated(engine, own)
-        engine.load_weights(1, trained(own.model, seed=4))
-        after = generated(engine, own)
-    assert [list(a.token_ids) for a in after] == [list(a.token_ids) for a in generated(in_process(own), own)]
-    assert [list(a.token_ids) for a in after] != [list(a.token_ids) for a in before]
-    assert {answer.policy_version for answer in after} == {1}
+    assert endpoint.get("/get_world_size") == {"world_size": 1}
+    asyncio.run(meet())
 
 
 def test_a_server_that_tells_log_probabilities_before_the_temperature_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dagger_exp.engines import vllm_server
 from dagger_exp.engines.vllm_server import VllmServer
 from dagger_exp.errors import ConfigError, EngineError
 from tests.provider import wait_until
@@ -66,7 +67,10 @@ def test_a_server_that_never_answers_is_given_up_and_ended(has_vllm: str, tmp_pa
     assert not said or not is_alive(int(said))
 
 
-def test_a_port_that_is_taken_is_named_before_anything_is_started(has_vllm: str, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named_before_anything_is_started(
+    has_vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server, "PORT_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen to 127\.0\.0\.1:{port}, .*engine\.server\.port"):

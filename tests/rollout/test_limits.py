@@ -40,7 +40,7 @@ from dagger_exp.types import Episode, Key, Message, Response, State, StepResult,
 WORLD = RepoRepair(max_turns=3)
 TOKENIZER: Any = word_tokenizer(WORLD.vocabulary())
 CHAT = Chat(TOKENIZER)
-ROUND_S = 6.0
+ROUND_S = 3.0
 """Deadline of rounds that never end: all else is done long before it."""
 
 
@@ -400,7 +400,7 @@ def test_what_hangs_is_named_with_its_place(tmp_path: Path, caplog: pytest.LogCa
     teacher = Slow(hangs_at=lambda key: key.episode_index == 0 and key.turn_index == 1)
     watchdog = Watchdog(patience_s=0.5, say=said.append)
     with caplog.at_level(logging.WARNING):
-        collected(runner(teacher, watchdog=watchdog), tmp_path, round_timeout_s=4.0, num_episodes=2)
+        collected(runner(teacher, watchdog=watchdog), tmp_path, round_timeout_s=ROUND_S, num_episodes=2)
     said = [text for text in said if "episode 0 of round 0" in text]
     assert len(said) == 1  # once, and not again and again
     assert "turn 1" in said[0]
