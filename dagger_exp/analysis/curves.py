@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from math import isnan, sqrt
+from math import isnan
 from statistics import fmean
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
 from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Group
+from dagger_exp.analysis.intervals import t_margin
 from dagger_exp.analysis.load import Row, Run
 
 AXES: Mapping[str, tuple[str, ...]] = {
@@ -86,12 +84,7 @@ def spent_by(run: Run) -> list[Row]:
 
 def t_estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of at least one value with the 95 % interval of Student's t."""
-    mean = fmean(values)
-    if len(values) == 1:
-        return Estimate(mean, float("nan"), float("nan"), 1)
-    margin = _t_quantile(len(values) - 1) * sqrt(
-        sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
-    )
+    mean, margin = fmean(values), t_margin(values)
     return Estimate(mean, mean - margin, mean + margin, len(values))
 
 
@@ -120,8 +113,3 @@ def _within_rates(estimate: Estimate) -> Estimate:
     if isnan(estimate.low):  # of one run
         return estimate
     return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-
-
-@lru_cache
-def _t_quantile(degrees_of_freedom: int) -> float:
-    return float(stdtrit(degrees_of_freedom, 0.975))

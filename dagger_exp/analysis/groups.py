@@ -6,7 +6,7 @@ Runs that were evaluated under other conditions stand in another comparison: the
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,8 @@ CONDITIONS = (
 )
 """Keys that decide what a success rate is a rate of."""
 TARGET = "._target_"
+FEW_SEEDS = 5
+"""Below so many an interval over seeds says little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,35 @@ def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
         comparisons.append(Comparison(conditions=name, groups=_labelled(unique)))
         complaints += [_why_left_out(run) for group in comparisons[-1].groups for run in group.left_out]
     return comparisons, complaints
+
+
+def notes(comparison: Comparison, baseline: Group) -> list[str]:
+    """Return a sentence for each reason to trust the figures of a comparison less."""
+    groups = [group for group in comparison.groups if group.runs]
+    apart = [group.label for group in groups if baseline.runs and not _seeds(group) & _seeds(baseline)]
+    said = [f"{label} and {baseline.label} share no seed: their difference is unpaired." for label in apart]
+    if mixed := _commits(groups):
+        said.append(f"The runs are of {len(mixed)} commits: {'; '.join(mixed)}.")
+    num_few = sum(len(group.runs) < FEW_SEEDS for group in groups)
+    if num_few and sum(len(group.runs) for group in groups) > 1:
+        said.append(
+            f"Fewer than {FEW_SEEDS} seeds in {num_few} of {len(groups)} groups: a t-interval is wide then, and a "
+            "bootstrap may be much too narrow."
+        )
+    return said
+
+
+def _commits(groups: Sequence[Group]) -> list[str]:
+    """Return each commit with its number of runs in each group; nothing where all runs are of one."""
+    counts: defaultdict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        for commit, num_runs in Counter(run.commit[:10] or "unknown" for run in group.runs).items():
+            counts[commit].append(f"{group.label}: {num_runs}")
+    return [f"{commit} ({', '.join(some)})" for commit, some in counts.items()] if len(counts) > 1 else []
+
+
+def _seeds(group: Group) -> set[Any]:
+    return {run.config.get("seed") for run in group.runs}
 
 
 def _settings(run: Run) -> Settings:
@@ -176,7 +207,7 @@ def _once_per_seed(runs: Sequence[Run], complaints: list[str]) -> list[Run]:
     for run in sorted(runs, key=lambda run: (not _counts(run), run.folder is None)):
         first = kept.setdefault(run.config.get("seed"), run)
         if first is not run:
-            complaints.append(f"{run.place} repeats {first.place} (same config, same seed) and is left out.")
+            complaints.append(f"{run.place} repeats {first.place} (same settings, same seed) and is left out.")
     return [kept[seed] for seed in sorted(kept, key=lambda seed: (seed is None, seed))]
 
 
@@ -187,6 +218,9 @@ def _counts(run: Run) -> bool:
 def _why_left_out(run: Run) -> str:
     if run.state == "finished":
         why = "has no success rate in its last round"
+        if num_failed := int(run.rows[-1].get("eval/num_failed", 0)) if run.rows else 0:
+            why += f" (infrastructure failed {num_failed} of its evaluation episodes"
+            why += f"; resume={run.folder} plays them again)" if run.folder else ")"
     elif run.state == "running":
         why = f"is still running ({len(run.rows)} rounds are over)"
     else:

@@ -27,8 +27,8 @@ class Run:
         config: every key with its value, nested, resolved.
         rows: of the rounds that are over, in order.
         folder: the run folder; None of a run that is not on this disk.
-        sweep: name of the sweep it belongs to, or None.
         choices: the option that was chosen of each config group, where that is known.
+        commit: of the code that began it, or "".
     """
 
     name: str
@@ -38,8 +38,8 @@ class Run:
     config: Mapping[str, Any]
     rows: tuple[Row, ...]
     folder: Path | None = None
-    sweep: str | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
 
 
 def load_run(folder: Path) -> Run:
@@ -68,8 +68,8 @@ def load_run(folder: Path) -> Run:
         config=manifest["config"],
         rows=tuple(_optional(folder / "summary.json").get("rounds", ())),
         folder=folder,
-        sweep=manifest.get("sweep"),
         choices=manifest.get("choices", {}),
+        commit=manifest.get("commit", ""),
     )
 
 

@@ -1,150 +1,142 @@
-"""By how much does one group beat another on the same held-out tasks? Task by task, and seed by seed."""
+"""By how much does one group beat another on the same held-out tasks? Seed by seed, and task by task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import bdtr  # scipy.stats takes most of a second to import
 
 from dagger_exp.analysis.groups import Group
+from dagger_exp.analysis.intervals import bootstrap_interval, holm, mcnemar, t_margin, t_test
 from dagger_exp.analysis.load import Run
 from dagger_exp.errors import StoreError
 from dagger_exp.store.reader import RoundFile
 from dagger_exp.types import StopReason
 
-NUM_RESAMPLES = 2000
 
-Outcomes = Mapping[str, StopReason]
-"""How the episode of each held-out task ended, by task id."""
+class Evaluation(NamedTuple):
+    """The last evaluation of a run.
+
+    Attributes:
+        success_rate: of its tasks.
+        solved: by task id, 1 or 0; nan where infrastructure failed. Empty where the run's episodes cannot be read.
+    """
+
+    success_rate: float
+    solved: Mapping[str, float]
+
+
+Seeds = Mapping[Any, Evaluation]
+"""The runs of a group by their seeds."""
 
 
 class Difference(NamedTuple):
-    """The success rate of a group less that of the baseline, over the pairs that both have.
+    """The success rate of a group less that of the baseline.
 
     Attributes:
         group: label.
-        difference: in [-1, 1]; nan where there is no pair.
-        low, high: its 95 % interval, of a bootstrap over seeds and tasks.
-        p_value: of the exact McNemar test; None where there is more than one run on a side.
-        num_runs: seeds that both groups have.
-        num_pairs: pairs of episodes, one per seed and task.
+        difference: in [-1, 1]; the mean over the seeds that both have, or of means where they share none.
+        margin: half of its 95 % t-interval over seeds, Welch's without shared seeds; nan of fewer than two seeds.
+        low, high: the 95 % interval of a bootstrap over seeds and tasks; nan without episodes.
+        p_value: of the t-test over seeds; McNemar's exact test over tasks where one seed is shared; None of neither.
+        num_seeds: seeds that both have; 0 if the difference is unpaired.
+        num_pairs: pairs of episodes, one per shared seed and task.
         num_dropped: pairs besides, of which an episode failed for reasons that are not the student's.
+        holm: the p-value, corrected by Holm for all comparisons with this baseline.
     """
 
     group: str
     difference: float
+    margin: float
     low: float
     high: float
     p_value: float | None
-    num_runs: int
-    num_pairs: int
-    num_dropped: int
+    num_seeds: int = 0
+    num_pairs: int = 0
+    num_dropped: int = 0
+    holm: float | None = None
 
 
-def outcomes_of(run: Run) -> Outcomes:
-    """Read how the last evaluation of a run ended, task by task.
+def differences(groups: Iterable[Group], baseline: Group) -> tuple[list[Difference], list[str]]:
+    """Return how each other group differs from the baseline, and a sentence for each run without episodes.
+
+    A group in which no run has finished has no difference.
+    """
+    complaints: list[str] = []
+    others = [group for group in groups if group.label != baseline.label and group.runs and baseline.runs]
+    theirs = evaluations_of(baseline, complaints) if others else {}
+    rows = [difference_of(group.label, evaluations_of(group, complaints), theirs) for group in others]
+    corrected = iter(holm([row.p_value for row in rows if row.p_value is not None]))
+    rows = [row if row.p_value is None else row._replace(holm=next(corrected)) for row in rows]
+    return rows, list(dict.fromkeys(complaints))
+
+
+def evaluations_of(group: Group, complaints: list[str]) -> Seeds:
+    """Read the last evaluations of a group's finished runs; a run without episodes has its rate alone."""
+    found: dict[Any, Evaluation] = {}
+    for run in group.runs:
+        solved: Mapping[str, float] = {}
+        try:
+            solved = solved_by(run)
+        except StoreError as error:
+            complaints.append(str(error))
+        found[run.config.get("seed")] = Evaluation(run.rows[-1]["eval/success_rate"], solved)
+    return found
+
+
+def solved_by(run: Run) -> Mapping[str, float]:
+    """Read which tasks of its last evaluation a run solved.
 
     Raises:
         StoreError: the run keeps no episodes on this disk, or their file is missing or damaged.
     """
     if run.folder is None:
-        raise StoreError(
-            "runs read from W&B have no episodes, so they are in no paired difference: give their folders."
-        )
+        raise StoreError("runs read from W&B have no episodes, so they are in no bootstrap: give their folders.")
     path = run.folder / "eval" / f"round_{int(run.rows[-1]['round']):03d}.parquet"
     try:
         file = RoundFile(path)
-        return dict(zip(file.task_ids, file.stop_reasons, strict=True))
     except StoreError as error:
-        raise StoreError(
-            f"{path} is missing, damaged or of another version: its run is in no paired difference."
-        ) from error
+        raise StoreError(f"{path} is missing, damaged or of another version: its run is in no bootstrap.") from error
+    reasons = zip(file.task_ids, file.stop_reasons, strict=True)
+    return {task: nan if why.is_infrastructure else float(why is StopReason.SOLVED) for task, why in reasons}
 
 
-def all_outcomes(groups: Iterable[Group]) -> tuple[dict[str, dict[Any, Outcomes]], list[str]]:
-    """Return the outcomes of each group by label and seed, and a sentence for each run that has none."""
-    found: dict[str, dict[Any, Outcomes]] = {}
-    complaints: list[str] = []
-    for group in groups:
-        found[group.label] = {}
-        for run in group.runs:
-            try:
-                found[group.label][run.config.get("seed")] = outcomes_of(run)
-            except StoreError as error:
-                complaints.append(str(error))
-    return found, list(dict.fromkeys(complaints))
-
-
-def differences(groups: Iterable[Group], baseline: Group) -> tuple[list[Difference], list[str]]:
-    """Return how each other group differs from the baseline, and a sentence for each run that cannot be paired."""
-    groups = list(groups)
-    outcomes, complaints = all_outcomes(groups)
-    others = [group.label for group in groups if group.label != baseline.label]
-    return [paired_difference(label, outcomes[label], outcomes[baseline.label]) for label in others], complaints
-
-
-def paired_difference(label: str, group: Mapping[Any, Outcomes], baseline: Mapping[Any, Outcomes]) -> Difference:
-    """Compare the outcomes of two groups, each by seed."""
-    gains = [_gains(group[seed], baseline[seed]) for seed in group if seed in baseline]
-    tasks = {task: column for column, task in enumerate(sorted({task for gain in gains for task in gain}))}
-    table = np.full((len(gains), len(tasks)), np.nan)
-    for row, gain in enumerate(gains):
-        for task, value in gain.items():
-            table[row, tasks[task]] = value
-    num_pairs = sum(map(len, gains))
-    shared = sum(len(group[seed].keys() & baseline[seed].keys()) for seed in group if seed in baseline)
-    low, high = bootstrap_interval(table) if num_pairs else (np.nan, np.nan)
+def difference_of(label: str, group: Seeds, baseline: Seeds) -> Difference:
+    """Compare two groups by the seeds that both have, or as independent samples where they share none."""
+    shared = [seed for seed in group if seed in baseline]
+    if not shared:
+        rates = [[run.success_rate for run in side.values()] for side in (group, baseline)]
+        bounds = bootstrap_interval(*_tables(*([run.solved for run in side.values()] for side in (group, baseline))))
+        return Difference(label, fmean(rates[0]) - fmean(rates[1]), t_margin(*rates), *bounds, t_test(*rates))
+    pairs = [(group[seed], baseline[seed]) for seed in shared]
+    (table,) = _tables([_gains(ours.solved, theirs.solved) for ours, theirs in pairs])
+    is_pair = np.isfinite(table)
+    gains = [
+        float(np.nanmean(row)) if has.any() else ours.success_rate - theirs.success_rate
+        for row, has, (ours, theirs) in zip(table, is_pair, pairs, strict=True)
+    ]
+    num_shared = sum(len(ours.solved.keys() & theirs.solved.keys()) for ours, theirs in pairs)
     return Difference(
-        group=label,
-        difference=float(np.nanmean(table)) if num_pairs else np.nan,
-        low=low,
-        high=high,
-        p_value=mcnemar(table) if num_pairs and len(group) == len(baseline) == 1 else None,
-        num_runs=len(gains),
-        num_pairs=num_pairs,
-        num_dropped=shared - num_pairs,
+        label,
+        fmean(gains),
+        t_margin(gains),
+        *bootstrap_interval(table),
+        mcnemar(table) if len(shared) == 1 and is_pair.any() else t_test(gains),
+        num_seeds=len(shared),
+        num_pairs=int(is_pair.sum()),
+        num_dropped=num_shared - int(is_pair.sum()),
     )
 
 
-def bootstrap_interval(table: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of paired differences, resampling both seeds and tasks.
-
-    Args:
-        table: the differences, float [seeds, tasks]; nan where there is no pair.
-    """
-    seeds, tasks = _draws(*table.shape)
-    sums = ((seeds @ np.nan_to_num(table)) * tasks).sum(axis=1)
-    counts = ((seeds @ np.isfinite(table).astype(float)) * tasks).sum(axis=1)
-    low, high = np.quantile(sums[counts > 0] / counts[counts > 0], [0.025, 0.975])
-    return float(low), float(high)
+def _gains(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Return 1, 0 or -1 for each task that both played: solved by the first alone, by both or none, not by it."""
+    return {task: value - theirs[task] for task, value in ours.items() if task in theirs}
 
 
-def mcnemar(table: np.ndarray) -> float:
-    """Return the p-value of the exact McNemar test: the pairs that differ go either way like a fair coin."""
-    num_won, num_lost = int((table > 0).sum()), int((table < 0).sum())
-    return min(1.0, 2 * float(bdtr(min(num_won, num_lost), num_won + num_lost, 0.5)))
-
-
-@lru_cache
-def _draws(num_seeds: int, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each resample draws each seed and each task: it is two products then, and no copy.
-
-    Returns:
-        float [resamples, seeds] and float [resamples, tasks].
-    """
-    generator = np.random.default_rng(0)
-    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)
-    tasks = generator.multinomial(num_tasks, np.full(num_tasks, 1 / num_tasks), NUM_RESAMPLES)
-    return seeds.astype(float), tasks.astype(float)
-
-
-def _gains(group: Outcomes, baseline: Outcomes) -> dict[str, int]:
-    """Return 1, 0 or -1 for each task that both played: solved by the group alone, by both or none, or not by it."""
-    return {
-        task: (ours is StopReason.SOLVED) - (baseline[task] is StopReason.SOLVED)
-        for task, ours in group.items()
-        if task in baseline and not ours.is_infrastructure and not baseline[task].is_infrastructure
-    }
+def _tables(*sides: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
+    """Return values by task as float [seeds, tasks], of all sides with the same tasks; nan where there is none."""
+    tasks = sorted({task for side in sides for values in side for task in values})
+    return [np.array([[values.get(task, nan) for task in tasks] for values in side]) for side in sides]

@@ -44,13 +44,15 @@ class Report:
         html: the page.
         num_shown: episodes in it.
         num_episodes: episodes that the runs have.
-        complaints: a sentence for each part of a run that could not be read.
+        complaints: a sentence for each run or part of one that is not in the figures.
+        notes: a sentence for each reason to trust them less.
     """
 
     html: str
     num_shown: int
     num_episodes: int
     complaints: Sequence[str]
+    notes: Sequence[str]
 
 
 @dataclass(slots=True)
@@ -113,17 +115,19 @@ def make_report(runs: Sequence[Run], max_episodes: int) -> Report:
     places = [(run_index, group) for run_index, (groups, _) in enumerate(found) for group in groups]
     columns = _columns(places, max_episodes, complaints)
     num_shown, num_episodes = len(columns.episodes.get("run", ())), sum(len(group) for _, group in places)
-    shown = shown_groups(runs)
+    shown, left_out, notes = shown_groups(runs)
+    complaints += left_out
     html = _page(
         runs=[_about(run, groups) for run, (groups, _) in zip(runs, found, strict=True)],
         reasons=[(reason.value, reason.is_infrastructure) for reason in StopReason],
         groups=[_about_group(group, runs, [groups for groups, _ in found]) for group in shown],
         complaints=complaints,
+        notes=notes,
         num_shown=num_shown,
         num_episodes=num_episodes,
         data=_data(runs, shown, columns),
     )
-    return Report(html=html, num_shown=num_shown, num_episodes=num_episodes, complaints=complaints)
+    return Report(html=html, num_shown=num_shown, num_episodes=num_episodes, complaints=complaints, notes=notes)
 
 
 def cut_to(texts: Sequence[str], max_bytes: int) -> list[str]:
@@ -194,8 +198,7 @@ def _about(run: Run, groups: Sequence[EpisodeGroup]) -> dict[str, Any]:
         "command": " ".join(manifest.get("command", ())),
         "created": manifest.get("created", ""),
         "config": flat(run.config),
-        "success": next((row for row in reversed(run.rows) if "eval/success_rate" in row), {}),
-        "loss": run.rows[-1].get("round/loss") if run.rows else None,
+        "last": run.rows[-1] if run.rows else {},
         "num_labels": sum(row.get("rollout/num_labels", 0) for row in run.rows),
         "num_rounds": flat(run.config).get("rounds.num_rounds"),
         "open_rounds": [(group.round_index, len(group)) for group in opened],

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from dagger_exp.analysis.curves import METRICS, Point, curve, final_point
 from dagger_exp.analysis.episodes import EVALUATE, EpisodeGroup
-from dagger_exp.analysis.groups import Group, compare, labels
+from dagger_exp.analysis.groups import Group, compare, labels, notes
 from dagger_exp.analysis.load import Row, Run
 
 DRAWN = ("success_rate", "beta", "student_turn_rate", "loss")
@@ -47,23 +47,31 @@ class ShownGroup:
         return _row(final_point(self.group.runs)) if self.group.runs else {}
 
 
-def shown_groups(runs: Sequence[Run]) -> list[ShownGroup]:
-    """Return the groups of a page of these runs: every run is in exactly one."""
-    groups = _groups(runs)
+def shown_groups(runs: Sequence[Run]) -> tuple[list[ShownGroup], list[str], list[str]]:
+    """Return the groups of a page, of which every run is in exactly one, and dagger-compare's warnings and notes."""
+    comparisons, complaints = compare(runs)
+    groups = [
+        replace(group, label=f"{part.conditions}: {group.label}") if part.conditions else group
+        for part in comparisons
+        for group in part.groups
+    ]
+    grouped = {id(run) for group in groups for run in _members(group)}
+    groups += [alone(run) for run in runs if id(run) not in grouped]  # repeats another run of its group
     if len(groups) == len(runs):  # then a run's own name says more
         groups = [replace(group, label=_members(group)[0].name) for group in groups]
+    differences = labels([group.settings for group in groups])
     by_id = {id(run): place for place, run in enumerate(runs)}
     places = [tuple(by_id[id(run)] for run in _members(group)) for group in groups]
-    differences = labels([group.settings for group in groups])
-    return [
+    shown = [
         ShownGroup(label=group.label, difference=text, group=group, places=some)
         for group, text, some in zip(groups, differences, places, strict=True)
     ]
+    return shown, complaints, [note for part in comparisons for note in notes(part, part.groups[0])]
 
 
 def alone(run: Run) -> Group:
-    """Return the group of this run and no other."""
-    return compare([run])[0][0].groups[0]
+    """Return the group of this run and no other, under its name."""
+    return replace(compare([run])[0][0].groups[0], label=run.name)
 
 
 def rows_of(group: Group) -> list[Row]:
@@ -102,18 +110,6 @@ def mean_rows(runs: Sequence[Run]) -> list[Row]:
         for row in run.rows:
             rounds[int(row["round"])].append(row)
     return [_mean(rows) for _, rows in sorted(rounds.items())]
-
-
-def _groups(runs: Sequence[Run]) -> list[Group]:
-    """Return all groups; a run that repeats another of its group stays on the page, under its own name."""
-    comparisons, _ = compare(runs)
-    groups = [
-        replace(group, label=f"{part.conditions}: {group.label}") if part.conditions else group
-        for part in comparisons
-        for group in part.groups
-    ]
-    grouped = {id(run) for group in groups for run in _members(group)}
-    return groups + [replace(alone(run), label=run.name) for run in runs if id(run) not in grouped]
 
 
 def _members(group: Group) -> tuple[Run, ...]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,16 @@ def load_server(address: str) -> list[Run]:
     try:
         wandb.setup(wandb.Settings(silent=True))
         found = wandb.Api(timeout=TIMEOUT_S).runs("/".join(parts[:2]), filters={"group": parts[2]} if parts[2:] else {})
-        runs = [_from_server(run) for run in found]
+        runs = [
+            _run(
+                name=run.name,
+                place=f"{PREFIX}{'/'.join(run.path)}",
+                state=run.state,
+                config=run.config,
+                history=run.scan_history(),
+            )
+            for run in found
+        ]
     except (wandb.Error, WandbApiFailedError, OSError, ValueError) as error:
         raise StoreError(f"{address} cannot be read from W&B ({_first_sentence(error)}): {LOGIN}.") from error
     if not runs:
@@ -86,27 +96,20 @@ def _from_records(parts: list[tuple[Path, list[dict[str, Any]]]]) -> Run:
     begun = [record["run"] for _, records in parts for record in records if record.get("type") == "run"]
     history = (record["history"]["item"] for _, records in parts for record in records if record["type"] == "history")
     ends = [record["exit"].get("exit_code", 0) for record in last if record["type"] == "exit"]
-    return Run(
+    run = _run(
         name=begun[-1].get("display_name") or begun[-1]["run_id"],
         place=str(folder),
         state=("failed" if ends[-1] else "finished") if ends else "interrupted",
-        error=f"exit code {ends[-1]}" if ends and ends[-1] else "",
         config={key: value for run in begun for key, value in run.get("config", {}).get("update", {}).items()},
-        rows=rows_by_round(history),
-        sweep=begun[-1].get("run_group"),
+        history=history,
     )
+    return replace(run, error=f"exit code {ends[-1]}") if run.state == "failed" else run
 
 
-def _from_server(run: Any) -> Run:
-    return Run(
-        name=run.name,
-        place=f"{PREFIX}{'/'.join(run.path)}",
-        state=run.state,
-        error="",
-        config=run.config,
-        rows=rows_by_round(run.scan_history()),
-        sweep=getattr(run, "group", None),
-    )
+def _run(*, config: Mapping[str, Any], history: Iterable[Mapping[str, Any]], **about: Any) -> Run:
+    manifest = config.get("manifest", {})
+    known = {"choices": manifest.get("choices") or {}, "commit": manifest.get("commit") or ""}
+    return Run(config=config, rows=rows_by_round(history), error="", **about, **known)
 
 
 def rows_by_round(history: Iterable[Mapping[str, Any]]) -> tuple[Row, ...]:

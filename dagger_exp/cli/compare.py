@@ -6,11 +6,12 @@
     dagger-compare wandb:entity/project/group                 # runs on a W&B server
     dagger-compare RUN/wandb/offline-run-*                    # runs that were logged offline
 
-Runs that differ in their seed only are one group. A figure is the mean over the runs of a group with a 95 % interval:
-Student's t over runs, Wilson's where there is a single one. Differences are paired: the same seeds and held-out tasks
-on both sides. Their interval is a bootstrap over seeds and tasks; p is the exact McNemar test of a single run on each
-side. What was evaluated under other conditions stands in a table of its own. Runs that have not finished are named and
-are in no final figure.
+Runs with the same settings are one group; seeds, folders, addresses, time-outs and budgets are no settings. A figure is
+the mean over the runs of a group with a 95 % interval: Student's t over runs, Wilson's of a single run's tasks.
+A difference is of the same seeds and held-out tasks. It has a t-interval over seeds (after +-), and beside it a
+bootstrap over seeds and tasks, which is too narrow over few seeds that differ much. p is the t-test over seeds, or
+McNemar's exact test over tasks where one seed is shared; Holm corrects it for the number of groups. Runs that were
+evaluated under other conditions stand in a table of their own. Unfinished runs are named and in no final figure.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from datetime import datetime
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dagger_exp.analysis.groups import Comparison, Group, compare
+from dagger_exp.analysis.groups import Comparison, Group, compare, notes
 from dagger_exp.analysis.workspace import build_workspace, save_workspace
 from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.errors import UserError
@@ -37,7 +39,9 @@ if TYPE_CHECKING:  # numpy and scipy stay out of `--help`
 AXES = ("round", "labels", "teacher_queries", "tokens", "seconds")
 """The round, and what `analysis.curves` sums; here too, because `--help` waits for no scipy."""
 WIDTH = 100
-"""Columns of a table that goes to a file or a pipe, and the most on a terminal; 80 are the least."""
+"""Columns where the output goes to a file or a pipe; on a narrower terminal columns stand closer."""
+SMALLEST_P = 0.001
+"""Smaller p-values are shown as smaller than this."""
 MANY_RUNS = 40
 """More than these are not listed one by one."""
 
@@ -107,15 +111,20 @@ def group_table(comparison: Comparison) -> Table:
 
 def difference_table(differences: Iterable[Difference], baseline: Group) -> Table:
     """Return how the groups differ from the baseline."""
-    title = f"less {baseline.label}, seed by seed and task by task"
-    table = _table(title, "difference", "95 %", "p", "runs", "pairs", "dropped")
+    table = _table(f"less {baseline.label}", "success", "95 % t", "bootstrap", "p", "Holm", "seeds", "pairs")
     for row in differences:
-        figures = ("-", "-")
-        if row.num_pairs:
-            figures = (f"{row.difference:+.3f}", f"{row.low:+.3f} to {row.high:+.3f}")
-        p_value = "-" if row.p_value is None else f"{row.p_value:.2g}"
-        table.add_row(escape(row.group), *figures, p_value, str(row.num_runs), str(row.num_pairs), str(row.num_dropped))
+        margin = "-" if isnan(row.margin) else f"±{row.margin:.3f}"
+        bootstrap = "-" if isnan(row.low) else f"{row.low:+.3f} to {row.high:+.3f}"
+        p_values = map(_shown_p, (row.p_value, row.holm))
+        counts = (str(row.num_seeds or "none"), str(row.num_pairs or "-"))
+        table.add_row(escape(row.group), f"{row.difference:+.3f}", margin, bootstrap, *p_values, *counts)
     return table
+
+
+def _shown_p(p_value: float | None) -> str:
+    if p_value is None:
+        return "-"
+    return f"{p_value:.3f}" if p_value >= SMALLEST_P else f"<{SMALLEST_P}"
 
 
 def run_table(comparison: Comparison) -> Table:
@@ -136,17 +145,23 @@ def run_table(comparison: Comparison) -> Table:
 def _show(console: Console, comparison: Comparison, baseline: Group) -> None:
     from dagger_exp.analysis.pairs import differences
 
-    if comparison.conditions:
-        console.print(f"[bold]evaluated with {escape(comparison.conditions)}[/]\n", highlight=False)
-    if comparison.differing:
-        console.print(f"the groups differ in: {escape(', '.join(comparison.differing))}\n", highlight=False)
-    console.print(group_table(comparison), "")
-    if len(comparison.groups) > 1:
-        rows, complaints = differences(comparison.groups, baseline)
-        warn(complaints)
-        console.print(difference_table(rows, baseline), "")
+    rows, complaints = differences(comparison.groups, baseline)
+    warn(complaints)
+    tables = [group_table(comparison), *([difference_table(rows, baseline)] if rows else [])]
     if sum(len(group.runs) for group in comparison.groups) <= MANY_RUNS:
-        console.print(run_table(comparison), "")
+        tables.append(run_table(comparison))
+    heads = [f"evaluated with {comparison.conditions}"] if comparison.conditions else []
+    heads += [f"the groups differ in: {', '.join(comparison.differing)}"] if comparison.differing else []
+    for line in heads:
+        console.print(escape(line), "", highlight=False, sep="\n")
+    for table in tables:
+        table.collapse_padding = console.width < WIDTH
+        console.print(table, "")
+    said = notes(comparison, baseline)
+    if num_dropped := sum(row.num_dropped for row in rows):
+        said.append(f"{num_dropped} pairs of episodes are left out: infrastructure failed one of the two.")
+    for note in said:
+        console.print(f"note: {escape(note)}", "", highlight=False, sep="\n")
 
 
 def _table(title: str, *figures: str) -> Table:
@@ -160,7 +175,7 @@ def _table(title: str, *figures: str) -> Table:
 
 def _console() -> Console:
     console = Console()
-    return Console(width=max(80, min(WIDTH, console.width)) if console.is_terminal else WIDTH)
+    return Console(width=max(80, console.width) if console.is_terminal else WIDTH)
 
 
 def _options() -> argparse.Namespace:

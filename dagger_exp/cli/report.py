@@ -49,6 +49,8 @@ def report(paths: Sequence[Path], output: Path | None, max_episodes: int) -> Non
     warn(made.complaints)
     place = output or default_output(paths, runs)
     _write(place, made.html)
+    for note in made.notes:
+        print(f"note: {note}")
     size = place.stat().st_size / 1e6
     noun = "run" if len(runs) == 1 else "runs"
     print(f"{place}: {len(runs)} {noun}, {made.num_shown} of {made.num_episodes} episodes, {size:.1f} MB")

@@ -51,9 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         closing(build_run(cfg, folder, run_id)) as run,
         Terminal(cfg, run.student.num_parameters, folder) if is_first else nullcontext(Silent()) as progress,
     ):
-        trainer, module, datamodule, rounds = build_training(
-            cfg, run, run_id, progress, manifest["sweep"], manifest["command"][1:]
-        )
+        trainer, module, datamodule, rounds = build_training(cfg, run, run_id, progress, manifest)
         path = folder / CHECKPOINT
         if is_first:
             if not path.exists():  # later starts may find other weights where these came from, and keep the copy

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -162,7 +163,7 @@ def build_evaluator(cfg: DictConfig, runner: Runner, concurrency: int, folder: P
 
 
 def build_training(
-    cfg: DictConfig, run: Run, run_id: str, progress: Progress, sweep: str | None = None, overrides: Sequence[str] = ()
+    cfg: DictConfig, run: Run, run_id: str, progress: Progress, manifest: Mapping[str, Any] | None = None
 ) -> tuple[lightning.Trainer, StudentModule, RoundDataModule, RoundCallback]:
     """Build what trains: trainer, module, data and the callback that makes sure of the rounds.
 
@@ -171,8 +172,7 @@ def build_training(
         run: what plays episodes.
         run_id: of the run, in W&B too.
         progress: who watches.
-        sweep: the W&B group, where the config names none.
-        overrides: what was typed, for W&B to show beside the config.
+        manifest: of the run, for W&B to show beside the config; its sweep is the group if the config names none.
     """
     check_trees(run.student)
     module = StudentModule(
@@ -181,7 +181,7 @@ def build_training(
         lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg, run.collector.demonstrations)),
         max_grad_norm=cfg.max_grad_norm,
     )
-    loggers = build_loggers(cfg, run.folder, run_id, sweep, overrides)
+    loggers = build_loggers(cfg, run.folder, run_id, manifest or {})
     checkpoint = LastCheckpoint(run.folder / CHECKPOINT, every_n_steps=cfg.callbacks.checkpoint_steps)
     rounds = RoundCallback(
         collector=run.collector,
@@ -262,21 +262,21 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def build_loggers(
-    cfg: DictConfig, folder: Path, run_id: str, sweep: str | None, overrides: Sequence[str]
-) -> list[Logger]:
+def build_loggers(cfg: DictConfig, folder: Path, run_id: str, manifest: Mapping[str, Any]) -> list[Logger]:
     """Return `metrics.csv`, and W&B where it is chosen."""
     table = CsvLogger(folder / "metrics.csv")
     if not cfg.logger.get("_target_"):
         return [table]
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    typed = dict(word.lstrip("+").split("=", 1) for word in manifest.get("command", ()) if "=" in word)
+    about = {key: manifest.get(key) for key in ("commit", "choices")}  # analysis/wandb_source.py reads it
     wandb = begin_wandb(
         partial(make, cfg.logger),
         folder=folder,
         run_id=run_id,
-        group=cfg.logger.group or sweep,
+        group=cfg.logger.group or manifest.get("sweep"),
         offline=cfg.logger.get("offline", False),
-        config=OmegaConf.to_container(cfg, resolve=True),
-        overrides=overrides,
+        config=config | {"overrides": typed, "manifest": about},
     )
     return [table, wandb]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -31,8 +31,7 @@ def begin_wandb(
     run_id: str,
     group: str | None,
     offline: bool,
-    config: Any,
-    overrides: Sequence[str],
+    config: Mapping[str, Any],
 ) -> Logger:
     """Return a logger whose W&B run has begun.
 
@@ -42,8 +41,7 @@ def begin_wandb(
         run_id: of the run, in W&B too.
         group: of W&B.
         offline: whether the run is written to the folder alone.
-        config: mapping of plain values, for W&B to show.
-        overrides: what was typed, to be shown beside it.
+        config: plain values, for W&B to show.
 
     Raises:
         ConfigError: W&B cannot be reached or does not let us in.
@@ -54,7 +52,6 @@ def begin_wandb(
     mode = "offline" if offline else "online"
     settings = wandb.Settings(silent=True, console="off", mode=mode, finish_timeout_raises=True)
     wandb.setup(settings)  # those of a run come too late for what is said before it begins
-    typed = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     logger = make(
         id=run_id,
         name=folder.name,
@@ -62,7 +59,7 @@ def begin_wandb(
         job_type="train",
         save_dir=str(folder),
         resume="allow",  # all of these again after a restart: an offline run knows nothing of the one before
-        config={**config, "overrides": typed},
+        config=config,
         settings=settings,
     )
     if isinstance(logger, WandbLogger):

@@ -13,9 +13,10 @@ from scipy import stats
 
 from dagger_exp.analysis.curves import curve, final_point, success_estimate, t_estimate
 from dagger_exp.analysis.failures import RATES
-from dagger_exp.analysis.groups import Comparison, Group, compare
+from dagger_exp.analysis.groups import Comparison, Group, compare, notes
+from dagger_exp.analysis.intervals import bootstrap_interval, holm, mcnemar, t_margin
 from dagger_exp.analysis.load import Row, Run
-from dagger_exp.analysis.pairs import bootstrap_interval, differences, mcnemar, paired_difference
+from dagger_exp.analysis.pairs import Evaluation, difference_of, differences
 from dagger_exp.analysis.workspace import build_workspace, grouping
 from dagger_exp.errors import UserError
 from dagger_exp.store.compaction import compact
@@ -31,7 +32,8 @@ CONFIG: dict[str, Any] = {
     "evaluation": {"tasks": 200, "seed": 1000, "temperature": 0.0},
     "logger": {"group": None},
 }
-SOLVED, UNSOLVED, ENGINE = StopReason.SOLVED, StopReason.UNSOLVED, StopReason.ENGINE
+t_of_one: Any = stats.ttest_1samp
+SOLVED, UNSOLVED = StopReason.SOLVED, StopReason.UNSOLVED
 
 
 def round_row(index: int, success_rate: float, **more: float) -> Row:
@@ -71,8 +73,15 @@ def labels_of(*changes: Mapping[str, Any]) -> list[str]:
     return [group.label for group in only([a_run(**change) for change in changes]).groups]
 
 
-def test_runs_that_differ_in_seed_paths_and_logger_are_one_group() -> None:
-    comparison = only([a_run(1), a_run(0, logger={"group": "a"}, paths={"output_folder": "b"}, sweep_name="c")])
+def test_runs_that_differ_in_what_changes_no_outcome_are_one_group() -> None:
+    served = {"endpoint": {"_target_": "Endpoint"}, "addresses": ["http://a"]}
+    elsewhere = {"endpoint": {"_target_": "Endpoint", "timeout_s": 7}, "addresses": ["http://b"]}
+    changes: dict[str, Any] = {
+        "rollout": {"concurrency": 64, "watchdog_s": 9},
+        "teacher_budget": {"tokens_per_run": 10**9},
+    }
+    changes |= {"logger": {"group": "a"}, "paths": {"output_folder": "b"}, "sweep_name": "c", "engine": elsewhere}
+    comparison = only([a_run(1, engine=served, rollout={"concurrency": 8}), a_run(0, **changes)])
     assert [[run.config["seed"] for run in group.runs] for group in comparison.groups] == [[0, 1]]
 
 
@@ -142,7 +151,7 @@ def test_the_same_config_and_seed_counts_once_and_is_named() -> None:
     again = replace(a_run(0), place="elsewhere")
     comparisons, complaints = compare([a_run(0), again])
     assert [run.place for run in comparisons[0].groups[0].runs] == ["runs/run_0"]
-    assert complaints == ["elsewhere repeats runs/run_0 (same config, same seed) and is left out."]
+    assert complaints == ["elsewhere repeats runs/run_0 (same settings, same seed) and is left out."]
 
 
 def test_of_the_same_config_and_seed_the_finished_run_counts() -> None:
@@ -152,14 +161,16 @@ def test_of_the_same_config_and_seed_the_finished_run_counts() -> None:
 
 def test_unfinished_runs_are_named_and_in_no_final_figure() -> None:
     failed = replace(a_run(1, state="failed"), error="out of memory.")
-    without_rate = replace(a_run(3), rows=({"round": 0},))
+    without_rate = replace(a_run(3), folder=Path("runs/run_3"), rows=({"round": 0, "eval/num_failed": 9.0},))
     comparisons, complaints = compare([a_run(0), failed, a_run(2, 0.1, state="running"), without_rate])
     group = comparisons[0].groups[0]
     assert (len(group.runs), len(group.left_out)) == (1, 3)
+    repair = "infrastructure failed 9 of its evaluation episodes; resume=runs/run_3 plays them again"
+    why = f"runs/run_3 has no success rate in its last round ({repair})"
     assert complaints == [
         "runs/run_1 is failed (out of memory) and is left out of the final figures.",
         "runs/run_2 is still running (1 rounds are over) and is left out of the final figures.",
-        "runs/run_3 has no success rate in its last round and is left out of the final figures.",
+        f"{why} and is left out of the final figures.",
     ]
 
 
@@ -206,23 +217,58 @@ def test_mcnemar_is_the_exact_test_of_the_pairs_that_differ() -> None:
     assert mcnemar(np.zeros((1, 5))) == 1.0
 
 
-def test_pairs_are_of_the_same_seed_and_task_and_without_failures_of_infrastructure() -> None:
-    group = {0: {"a": SOLVED, "b": SOLVED, "c": ENGINE, "d": UNSOLVED}, 7: {"a": SOLVED}}
-    baseline = {0: {"a": UNSOLVED, "b": SOLVED, "c": SOLVED, "e": SOLVED}}
-    found = paired_difference("group", group, baseline)
-    assert (found.difference, found.num_runs, found.num_pairs, found.num_dropped) == (0.5, 1, 2, 1)
-    assert found.p_value is None  # there are two runs on one side
+def by_seed(**solved: str) -> dict[str, Evaluation]:
+    """Return runs by seed; of each task `+` says solved, `-` unsolved, and `?` that infrastructure failed."""
+    values = {"+": 1.0, "-": 0.0, "?": np.nan}
+    return {
+        seed: Evaluation(outcomes.count("+") / len(outcomes), {str(task): values[o] for task, o in enumerate(outcomes)})
+        for seed, outcomes in solved.items()
+    }
 
 
-def test_single_runs_have_a_p_value() -> None:
-    group = {0: dict.fromkeys("abcdef", SOLVED)}
-    assert paired_difference("group", group, {0: dict.fromkeys("abcdef", UNSOLVED)}).p_value == 2 / 2**6
+def test_a_difference_is_of_the_same_seeds_and_tasks_and_without_failures_of_infrastructure() -> None:
+    found = difference_of("group", by_seed(a="++-+", b="++++", other="----"), by_seed(a="--?+", b="+-++"))
+    assert (found.num_seeds, found.num_pairs, found.num_dropped) == (2, 7, 1)
+    assert found.difference == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert found.margin == pytest.approx(12.7062 * (2 / 3 - 1 / 4) / 2, rel=1e-4)  # t with one degree of freedom
+    assert found.low < found.difference < found.high
+    assert found.p_value == pytest.approx(t_of_one([2 / 3, 1 / 4], 0).pvalue)
 
 
-def test_groups_without_a_common_seed_have_no_pairs() -> None:
-    found = paired_difference("group", {0: {"a": SOLVED}}, {1: {"a": SOLVED}})
-    assert (found.num_pairs, found.p_value) == (0, None)
-    assert np.isnan(found.difference)
+def test_a_single_seed_has_the_test_over_its_tasks_and_no_interval_over_seeds() -> None:
+    found = difference_of("group", by_seed(a="++++++"), by_seed(a="------"))
+    assert found.p_value == 2 / 2**6
+    assert np.isnan(found.margin)
+
+
+def test_groups_without_a_common_seed_are_compared_unpaired() -> None:
+    ours, theirs = by_seed(a="++++", b="+++-", c="++--"), by_seed(d="+---", e="----")
+    found = difference_of("group", ours, theirs)
+    rates = [[run.success_rate for run in side.values()] for side in (ours, theirs)]
+    welch: Any = stats.ttest_ind(*rates, equal_var=False)
+    assert (found.num_seeds, found.num_pairs) == (0, 0)
+    assert found.difference == pytest.approx(0.75 - 0.125)
+    assert found.p_value == pytest.approx(welch.pvalue)
+    interval = welch.confidence_interval(0.95)
+    assert found.margin == pytest.approx((interval.high - interval.low) / 2)
+    assert 0 < found.low < found.difference < found.high <= 1
+    assert np.isnan(difference_of("group", by_seed(a="+"), by_seed(b="-")).margin)
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_of_three_seeds_that_differ_the_t_interval_covers_what_it_says_and_the_bootstrap_does_not() -> None:
+    coins, trials = np.random.default_rng(0), 1000
+    seeds = coins.normal(0.1, 0.05, size=(trials, 3))
+    t_covers = [abs(gains.mean() - 0.1) <= t_margin(gains.tolist()) for gains in seeds]
+    bounds = [bootstrap_interval(np.tile(gains[:, None], 5)) for gains in seeds]  # of tasks that do not differ
+    bootstrap_covers = [low <= 0.1 <= high for low, high in bounds]
+    assert 0.93 <= np.mean(t_covers) <= 0.97
+    assert 0.70 <= np.mean(bootstrap_covers) <= 0.80
 
 
 def test_the_bootstrap_of_one_seed_is_the_interval_of_its_tasks() -> None:
@@ -252,21 +298,48 @@ def test_paired_differences_read_the_last_evaluation_of_each_run(tmp_path: Path)
     worse = with_episodes(a_run(0, schedule=EXPONENTIAL), tmp_path / "worse", solved=3)
     groups = only([worse, better]).groups
     (found,), complaints = differences(groups, groups[0])
+    assert found.holm == found.p_value  # there is one comparison
     assert (found.group, found.difference, found.num_pairs) == ("schedule=linear", pytest.approx(0.5), 10)
     assert found.p_value == 2 / 2**5
     assert complaints == []
 
 
-def test_runs_without_episodes_are_named_and_the_others_are_paired(tmp_path: Path) -> None:
-    there = with_episodes(a_run(0), tmp_path, solved=8)
-    gone = replace(a_run(0, schedule=EXPONENTIAL), folder=tmp_path / "gone")
-    on_wandb = a_run(0, schedule={"_target_": None})
-    groups = only([there, gone, on_wandb]).groups
-    found, complaints = differences(groups, groups[0])
-    assert [difference.num_pairs for difference in found] == [0, 0]
+def test_runs_without_episodes_are_named_and_compared_by_their_rates(tmp_path: Path) -> None:
+    there = [with_episodes(a_run(seed, 0.8), tmp_path / str(seed), solved=8) for seed in (0, 1)]
+    gone = [replace(a_run(seed, 0.5, schedule=EXPONENTIAL), folder=tmp_path / "gone") for seed in (0, 1)]
+    on_wandb = [a_run(seed, 0.6 + seed / 10, schedule={"_target_": None}) for seed in (0, 1)]
+    groups = only([*there, *gone, *on_wandb]).groups
+    (first, second), complaints = differences(groups, groups[0])
+    assert (first.difference, first.num_seeds, first.num_pairs) == (pytest.approx(-0.3), 2, 0)
+    assert second.difference == pytest.approx(-0.15)
+    assert second.p_value == pytest.approx(t_of_one([-0.2, -0.1], 0).pvalue)
+    assert second.holm == second.p_value  # the first has none: its seeds do not differ
+    assert np.isnan(second.low)
     assert len(complaints) == 2
     assert "gone" in complaints[0]
     assert "from W&B" in complaints[1]
+
+
+def test_several_groups_are_corrected_by_holm() -> None:
+    rates = {"Linear": (0.5, 0.6, 0.4), "Step": (0.7, 0.85, 0.58), "Cosine": (0.6, 0.68, 0.52)}
+    schedules = {name: {"_target_": f"dagger_exp.schedules.{name}"} for name in rates}
+    groups = only([a_run(s, r, schedule=schedules[n]) for n, some in rates.items() for s, r in enumerate(some)]).groups
+    rows, _ = differences(groups, groups[0])
+    small, large = sorted(row.p_value for row in rows if row.p_value is not None)
+    assert [row.holm for row in rows] == pytest.approx([2 * small, max(2 * small, large)])
+
+
+def test_a_comparison_names_mixed_commits_disjoint_seeds_and_few_seeds() -> None:
+    runs = [replace(a_run(seed), commit="a" * 40) for seed in range(5)]
+    comparison = only(runs)
+    assert notes(comparison, comparison.groups[0]) == []
+    runs += [replace(a_run(seed, schedule=EXPONENTIAL), commit="b" * 40) for seed in range(5, 8)]
+    comparison = only(runs)
+    assert notes(comparison, comparison.groups[0]) == [
+        "schedule=exponential and schedule=linear share no seed: their difference is unpaired.",
+        "The runs are of 2 commits: aaaaaaaaaa (schedule=linear: 5); bbbbbbbbbb (schedule=exponential: 3).",
+        "Fewer than 5 seeds in 1 of 2 groups: a t-interval is wide then, and a bootstrap may be much too narrow.",
+    ]
 
 
 def two_groups() -> tuple[Group, ...]:

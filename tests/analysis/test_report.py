@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from dagger_exp.analysis.episodes import evenly, spread
 from dagger_exp.analysis.failures import RATES
+from dagger_exp.analysis.groups import compare, notes
 from dagger_exp.analysis.load import load_runs
 from dagger_exp.analysis.report import cut_to, make_report
 from dagger_exp.cli.report import main, report
@@ -257,6 +259,32 @@ def test_what_differs_is_called_as_dagger_compare_calls_it(tmp_path: Path) -> No
     assert [group["label"] for group in data_of(html)["groups"]] == [folder.name for folder in folders]
 
 
+def test_the_page_leaves_out_what_dagger_compare_leaves_out_and_has_its_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = make_sweep(tmp_path)
+    row = {"eval/success_rate": 0.9} | {"round": 0, "rollout/num_labels": 1}
+    broken = {"round": 1, "rollout/num_labels": 1, "eval/num_tasks": 50, "eval/num_failed": 7}
+    write_json(folders[0] / "summary.json", {"rounds": [row, broken]})
+    manifest = json.loads((folders[1] / "manifest.json").read_text())
+    write_json(folders[1] / "manifest.json", manifest | {"commit": "another" * 5})
+    report([tmp_path], None, 500)
+    html, said = (tmp_path / "report.html").read_text(), capsys.readouterr()
+    comparisons, left_out = compare(load_runs([tmp_path])[0])
+    expected = [*left_out, *notes(comparisons[0], comparisons[0].groups[0])]
+    assert [sentence.split(" (")[0].rpartition("/")[2] for sentence in expected] == [
+        "InverseSigmoid-0 has no success rate in its last round",
+        "The runs are of 2 commits: c0ffee",
+        "Fewer than 5 seeds in 2 of 2 groups: a t-interval is wide then, and a bootstrap may be much too narrow.",
+    ]
+    for sentence in expected:
+        assert f"<li>{escape(sentence)}</li>" in html
+        assert sentence in said.err + said.out
+    of_broken = next(row for row in cells_of(html, "runs") if row[0] == "InverseSigmoid-0")
+    assert of_broken[3] == "\u2013", "the rate of the round before is not that of the run"
+    assert [row[1] for row in cells_of(html, "runs groups")[1:]] == ["3", "2 of 3"]
+
+
 def test_a_run_that_goes_on_is_in_no_mean_of_its_group(tmp_path: Path) -> None:
     folders = make_sweep(tmp_path)
     write_json(folders[-1] / "status.json", {"state": "running", "error": ""})
@@ -321,7 +349,7 @@ def test_a_damaged_part_is_named_and_the_rest_is_shown(run_folder: Path, capsys:
     assert "warning: " in captured.err
     assert "episodes.parquet is missing or damaged" in captured.err
     assert "broken is no run folder" in captured.err
-    assert "Not everything could be read" in (run_folder / "report.html").read_text()
+    assert "Not everything is in these figures" in (run_folder / "report.html").read_text()
 
 
 def test_where_a_page_is_written(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dagger_exp.analysis.settings import settings_of
 from dagger_exp.analysis.wandb_source import load_offline, load_server, offline_folders, rows_by_round
 from dagger_exp.errors import StoreError
 
@@ -17,7 +18,8 @@ settings = wandb.Settings(mode="offline", silent=True, console="off", x_disable_
 for place, rounds, exit_code in (("first", (0, 1), 1), ("second", (1, 2, 3), 0)):
     folder = pathlib.Path(sys.argv[1], place)
     folder.mkdir()
-    started = {"id": "same", "name": "run", "resume": "allow", "config": {"seed": 3}}
+    config = {"seed": 3, "manifest": {"commit": "c0ffee", "choices": None}}
+    started = {"id": "same", "name": "run", "resume": "allow", "config": config}
     run = wandb.init(project="project", dir=folder, settings=settings, **started)
     for index in rounds:
         run.log({"trainer/global_step": index, "train/loss": 1.0})
@@ -32,6 +34,7 @@ def test_offline_folders_of_one_id_are_one_run_and_a_round_logged_again_counts_o
     folders = [folder for place in ("first", "second") for folder in offline_folders(tmp_path / place / "wandb")]
     (run,), complaints = load_offline(folders)
     assert (run.name, run.state, run.config["seed"], run.folder) == ("run", "finished", 3, None)
+    assert (run.commit, run.choices, settings_of(run.config)) == ("c0ffee", {}, {"seed": 3})
     assert [row["round"] for row in run.rows] == [0, 1, 2, 3]
     assert [row["eval/success_rate"] for row in run.rows] == pytest.approx([0.02, 0.13, 0.23, 0.33])
     assert complaints == []

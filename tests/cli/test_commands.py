@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from dagger_exp.analysis.load import load_run
+from dagger_exp.analysis.settings import settings_of
+from dagger_exp.analysis.wandb_source import load_offline, offline_folders
 from dagger_exp.cli.jobs import set_state
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor, StopReason
@@ -90,6 +93,14 @@ def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str
     assert "GPU available" in (folder / "train.log").read_text()
     assert len([line for line in lines if line.split()[:1] in (["0"], ["1"])]) == 2
     assert f"  dagger-evaluate student.init=outputs/runs/{folder.name}" in lines
+
+
+def test_wandb_and_the_run_folder_say_the_same_of_a_run(run: tuple[Path, str, str]) -> None:
+    on_disk = load_run(run[0])
+    (logged,), _ = load_offline(offline_folders(run[0] / "wandb"))
+    assert (logged.state, logged.commit, logged.choices) == ("finished", on_disk.commit, on_disk.choices)
+    assert settings_of(logged.config) == settings_of(on_disk.config)
+    assert all(row.items() >= kept.items() for row, kept in zip(logged.rows, on_disk.rows, strict=True))
 
 
 def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> None:

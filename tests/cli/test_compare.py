@@ -113,7 +113,7 @@ def test_the_baseline_is_the_group_that_is_named(call: Callable, sweep: Path) ->
 
 def test_single_runs_have_the_p_value_of_mcnemar(call: Callable, sweep: Path) -> None:
     out = call("compare", str(sweep / "linear_0"), str(sweep / "exponential_0")).out
-    assert "0.0078" in out  # eight pairs differ, all the same way: 2 / 2 ** 8
+    assert "+0.400 - +0.200 to +0.600 0.008 0.008 1 20" in words(out)  # eight pairs, all the same way: 2 / 2 ** 8
 
 
 def test_other_environments_stand_in_a_table_of_their_own(call: Callable, sweep: Path) -> None:
