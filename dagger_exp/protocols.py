@@ -205,7 +205,7 @@ class Policy(Protocol):
         ...
 
     def check(self) -> None:
-        """Look before the first episode whether it can answer at all; raises `ConfigError` with the mend."""
+        """Look before the first episode whether it can answer at all; raises `ConfigError` with the cure."""
         ...
 
 

@@ -1,65 +1,59 @@
-"""One OpenAI-compatible server: requests over kept connections, and what is done when it fails.
+"""One OpenAI-compatible server: requests over open connections, at a shared pace, with retries.
 
-What may pass is tried again with a growing pause: 429, 5xx, time-outs, broken connections, answers that are cut; why is
-logged. A `Retry-After` makes every request to the server wait, not only the one that was told, and a 429 slows all
-down. Anything else, as a quota that is used up, is an `EngineError` that names the address. No redirect is followed and
-no message shows the key. HTTP goes through aiohttp: httpx slows with the square of the open connections.
+A failure that may pass is retried after a growing pause: 429, 5xx, a time-out, a broken connection, a cut answer. Each
+reason is logged once. A `Retry-After` holds all requests to the server, and a 429 slows all of them down. Any other
+failure, such as a spent quota, is an `EngineError` that names the address. No redirect is followed, and no message
+shows the key. aiohttp sends the requests, because httpx slows down with the square of the open connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
 import math
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import tenacity
 
 from dagger_exp.engines import refusals
-from dagger_exp.engines.pace import MAX_PAUSE_S, Pace
-from dagger_exp.engines.proxies import proxies
-from dagger_exp.engines.refusals import MissingError, SilentError, TransientError
+from dagger_exp.engines.refusals import MAX_PAUSE_S, MissingError, Pace, SilentError, TransientError
 from dagger_exp.errors import ConfigError, ContextError, EngineError, check_at_least
 
 CHECK_TIMEOUT_S = 20.0
 KEPT_S = 4.0
-"""How long a connection is kept that nobody uses: vLLM closes it after 5 s, and a request that meets that is lost."""
+"""How long an idle connection is kept: vLLM closes it after 5 s, and a request sent at that moment is lost."""
+ANSWERS_PER_PASS = 16
+"""Answers handed on in one pass of the event loop. With all of a thousand in one pass, the request that follows the
+first of them would be sent after the last one had been processed, and the server would be idle meanwhile."""
 MAX_MESSAGE_CHARS = 300
 REDIRECTS = range(300, 400)
 USER = re.compile(r"(?<=://)[^/@\s]+@")
-
-
-class _Stays(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: a redirect is an answer like any other that is not 200."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
-        return None
+VARYING = re.compile(r"(?<!\S)(?<!answers )\S*\d\S*")
+"""The words that differ between two messages with the same reason, such as a request's number; not the status."""
 
 
 class Endpoint:
     """A server at an address.
 
     Args:
-        address: as `http://host:8000`, which is asked below `/v1`; one with a path is asked below that path.
-        api_key_env: name of the environment variable that holds its key; the key itself stands in no config.
+        address: such as `http://host:8000`, whose paths are below `/v1`; one with a path has them below that path.
+        api_key_env: name of the environment variable that holds the key; the key itself is in no config.
         timeout_s: of one request; infinity for no limit.
         max_attempts: how often a request is tried in all.
-        first_pause_s: before the second attempt, at most; it doubles up to a minute.
+        first_pause_s: longest pause before the second attempt; it doubles with each attempt, up to a minute.
         max_requests_per_s: shared by all requests; None for no limit.
 
     Attributes:
-        num_requests: that were sent, each attempt.
-        num_failures: attempts that failed or were given up: the server may have been started again since.
+        num_failures: attempts that failed or were cancelled; the server may have been restarted since.
     """
 
     def __init__(
@@ -72,8 +66,8 @@ class Endpoint:
         first_pause_s: float = 0.5,
         max_requests_per_s: float | None = None,
     ) -> None:
-        if not str(address).startswith(("http://", "https://")):  # a list of them may hold anything
-            raise ConfigError(f"the address {address!r} is none: write it as http://HOST:PORT.")
+        if not str(address).startswith(("http://", "https://")):  # a list of addresses may hold anything
+            raise ConfigError(f"the address {address!r} is not valid: write it as http://HOST:PORT.")
         check_at_least(1, "endpoint", max_attempts=max_attempts)
         check_at_least(0, "endpoint", first_pause_s=first_pause_s)
         for name, value, without in (
@@ -86,119 +80,174 @@ class Endpoint:
         self._base = given if given.count("/") > 2 else f"{given}/v1"
         self.address = self._base.removesuffix("/v1")
         self.api_key_env, self.timeout_s, self.max_attempts = api_key_env, timeout_s, max_attempts
-        self.first_pause_s, self._pace = first_pause_s, Pace(max_requests_per_s)
-        self.num_requests, self.num_failures, self._has_answered = 0, 0, False
-        self._told: set[str] = set()
+        self.first_pause_s, self.max_requests_per_s = first_pause_s, max_requests_per_s
+        self.num_failures, self._has_answered = 0, False
+        self._logged: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections open while requests are made."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
-        timeout = aiohttp.ClientTimeout(total=self.timeout_s if math.isfinite(self.timeout_s) else None)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._headers(), proxy=proxies(self.address).get("https")
-        ) as session:
-            self._session = session
-            self._pace.renew()
-            try:
+        self._pace = Pace(self.max_requests_per_s)
+        self._passing = asyncio.Semaphore(ANSWERS_PER_PASS)
+        try:
+            async with self._new_session(self.timeout_s) as self._session:
                 yield
-            finally:
-                self._session = None
+        finally:
+            self._session = None
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the server answers.
+        """Return the answer to a request.
 
         Raises:
-            ContextError: the server says that the prompt is too long for it.
-            EngineError: it refuses the request, or has failed at every attempt; each way to fail is told, once.
+            ContextError: the prompt is too long for the model.
+            EngineError: the server refuses the request, or all attempts failed; the message has each reason once.
         """
-        data, failed = _packed(body), list[TransientError]()
+        data, failed = _packed(body), list[str]()
         try:
-            return await self._attempt(path, data, failed)
-        except TransientError:  # most never come here: tenacity takes as long as half a request
-            retrying = tenacity.AsyncRetrying(
-                stop=tenacity.stop_after_attempt(self.max_attempts), **self._patience(TransientError)
-            )
-
-        async def attempt() -> dict[str, Any]:
-            if retrying.statistics["attempt_number"] == 1:
-                raise failed[0]  # the first one is over
-            return await self._attempt(path, data, failed)
-
-        try:
-            return await retrying(attempt)
+            return await self._retrying(TransientError, self.max_attempts)(self._attempt, path, data, failed)
         except TransientError as error:
-            raise TransientError("; before that: ".join(dict.fromkeys(map(str, [error, *failed])))) from None
+            raise TransientError("; before that: ".join(dict.fromkeys([str(error), *failed]))) from None
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return what the server answers to a question before the first episode or between two rounds.
+    async def get(self, path: str) -> dict[str, Any]:
+        """Return the answer to a question about the server, over a connection of its own.
 
-        A server that has never answered is not asked again: its address may be wrong.
+        A server that has never answered is asked only once, because the address may be wrong.
 
         Raises:
-            SilentError: nothing answers there, or it has failed.
-            MissingError: it has nothing at this path.
-            ConfigError: it does not let us in.
+            SilentError: the server does not answer, or fails.
+            MissingError: the server has nothing at this path.
+            ConfigError: the server refuses the question.
         """
-        stop = tenacity.stop_after_attempt(self.max_attempts if self._has_answered else 1)
-        return tenacity.Retrying(stop=stop, **self._patience(SilentError))(self._get, path)
-
-    def _patience(self, passing: type[Exception]) -> dict[str, Any]:
-        """Return how long tenacity waits before it tries again, and for what."""
-        pause = tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S)
-        retry = tenacity.retry_if_exception_type(passing)
-        return {"retry": retry, "wait": pause, "reraise": True, "before_sleep": self._tell}
-
-    def _tell(self, state: tenacity.RetryCallState) -> None:
-        """Log why a request is tried again, once for each reason."""
-        said = str(state.outcome and state.outcome.exception())
-        if (kind := refusals.kind(said)) not in self._told:
-            self._told.add(kind)
-            logging.getLogger(__name__).warning("a request is tried again: %s", said)
-
-    def _get(self, path: str) -> dict[str, Any]:
-        request = urllib.request.Request(self._url(path), headers=self._headers())  # noqa: S310 - http, see above
-        try:
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies(self.address)), _Stays)
-            with opener.open(request, timeout=CHECK_TIMEOUT_S) as answer:
-                told = json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._closed(path, error) from None  # a log shows causes, and this one may hold the key
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = self._masked(str(getattr(error, "reason", error)))
-            said = f"no server answers at {self.address} ({reason}): start it, or mend the address."
-            raise SilentError(said) from None
-        self._has_answered = True
-        return told
+        return await self._retrying(SilentError, self.max_attempts if self._has_answered else 1)(self._get, path)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Return what the server tells of the models that it serves, by their names.
+        """Return the description of each served model by its name.
 
         Raises:
-            ConfigError: nothing answers there, it does not let us in, or it is a server of something else.
+            ConfigError: the server does not answer, refuses the question, or is no server of models.
         """
+        told = asyncio.run(self.get("/v1/models"))
         try:
-            return {card["id"]: card for card in self.get("/v1/models")["data"] or ()}
+            return {card["id"]: card for card in told["data"] or ()}
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self._url('/v1/models')} does not tell which models are served: mend the address, or its server."
+                f"{self._url('/v1/models')} does not list served models: fix the address, or its server."
             ) from error
 
+    def _new_session(self, timeout_s: float) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S),
+            timeout=aiohttp.ClientTimeout(total=timeout_s if math.isfinite(timeout_s) else None),
+            headers=self._headers(),
+            proxy=_proxy(self.address),
+        )
+
+    def _retrying(self, passing: type[Exception], max_attempts: int) -> tenacity.AsyncRetrying:
+        return tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(max_attempts),
+            retry=tenacity.retry_if_exception_type(passing),
+            wait=tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
+            before_sleep=self._log_retry,
+            reraise=True,
+        )
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        """Log why a request is retried, once for each reason."""
+        said = str(state.outcome and state.outcome.exception())
+        if (reason := VARYING.sub("", said)) not in self._logged:
+            self._logged.add(reason)
+            logging.getLogger(__name__).warning("a request is retried: %s", said)
+
+    async def _attempt(self, path: str, data: bytes, failed: list[str]) -> dict[str, Any]:
+        """Return the answer; count a failure, and add a failure that may pass to `failed`."""
+        try:
+            return await self._post(path, data)
+        except (TransientError, asyncio.CancelledError) as error:
+            self.num_failures += 1
+            failed.append(str(error))
+            raise
+
+    async def _post(self, path: str, data: bytes) -> dict[str, Any]:
+        if self._session is None:
+            raise EngineError(f"{self.address} was asked outside of `connected()`.")
+        began = await self._pace.begin()
+        try:
+            async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, OSError) as error:  # a `TimeoutError` is one of the last
+            said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
+            raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None
+        async with self._passing:
+            await asyncio.sleep(0)
+        self._has_answered = True
+        told = self._read(path, answer, body) if answer.status == 200 else {}
+        status = refusals.status_within(told) if answer.status == 200 else answer.status
+        if status is None:
+            self._pace.speed_up(began)
+            return told
+        if status == 429:
+            self._pace.slow_down(began)
+        raise self._refusal(path, status, body.decode(errors="replace"), answer.headers)
+
+    def _read(self, path: str, answer: aiohttp.ClientResponse, body: bytes) -> dict[str, Any]:
+        """Return the JSON of a good answer; raises `TransientError` where it is not whole."""
+        if answer.content_type != "application/json" and not path.endswith("/completions"):
+            return {}  # "Success" or nothing: the status has said it
+        try:
+            told = json.loads(body)
+        except ValueError as error:
+            said = self._masked(body.decode(errors="replace"))[:80]
+            raise TransientError(f"{self.address}: its answer is cut or no JSON: {said!r}") from error
+        if refusals.is_aborted(told):
+            raise TransientError(f"{self.address}: it gave up its answer, as a server does that is stopped")
+        return told
+
+    def _refusal(self, path: str, status: int, text: str, headers: Mapping[str, str]) -> EngineError | ContextError:
+        """Return the error for a request that was not answered; hold all requests where the server asks for it."""
+        if status in REDIRECTS:
+            return EngineError(self._elsewhere(path, headers))
+        said = f"{self.address} answers {status}: {self._masked(refusals.message(text))}"
+        if refusals.is_too_long(text):
+            return ContextError(said)
+        if not refusals.may_pass(status, text):
+            return EngineError(said)
+        self._pace.hold(refusals.pause_s(headers.get("Retry-After", "0")))
+        return TransientError(said)
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        url = self._url(path)
+        try:
+            async with self._new_session(CHECK_TIMEOUT_S) as session, session.get(url, allow_redirects=False) as answer:
+                told = await answer.json(content_type=None) if answer.status == 200 else {}
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            said = self._masked(str(error)) or f"no answer within {CHECK_TIMEOUT_S:g} s"
+            raise SilentError(f"no server answers at {self.address} ({said}): start it, or fix the address.") from None
+        if answer.status == 200:
+            self._has_answered = True
+            return told
+        if answer.status in REDIRECTS:
+            raise ConfigError(self._elsewhere(path, answer.headers))
+        key = self.api_key_env or "the variable that api_key_env names"
+        cure = f"put the right key into {key}" if answer.status in (401, 403) else "fix the address, or its server"
+        passing = SilentError if refusals.may_pass(answer.status) else ConfigError
+        kind = MissingError if answer.status == 404 else passing
+        raise kind(f"{url} answers {answer.status} {self._masked(answer.reason or '')}: {cure}.")
+
     def _url(self, path: str) -> str:
-        """Return where a path is, which is written as below a bare host."""
+        """Return the URL of a path, which is written as below a bare host."""
         return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self.address + path
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
         if self.api_key_env is not None:
-            key = self._key
-            if not key:
+            if not self._key:
                 raise ConfigError(f"the key for {self.address} is missing: set the variable {self.api_key_env}.")
-            if not (key.isascii() and key.isprintable()):
-                raise ConfigError(f"{self.api_key_env} holds what no key has, as a line break: set it anew.")
-            headers["Authorization"] = f"Bearer {key}"
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise ConfigError(
+                    f"{self.api_key_env} holds a character that no key has, such as a line break: set it anew."
+                )
+            headers["Authorization"] = f"Bearer {self._key}"
         return headers
 
     @property
@@ -207,88 +256,24 @@ class Endpoint:
         return os.environ.get(self.api_key_env or "", "").strip()
 
     def _masked(self, text: str) -> str:
-        """Return what is said, in one line and without the key, which some servers repeat; it is not cut before.
-
-        Nor is the password of a proxy told, which stands in its address.
-        """
-        key = self._key
-        text = USER.sub("", text.replace(key, "***") if key else text)
+        """Return a server's words in one line, without the key, which some servers repeat, and a proxy's password."""
+        text = USER.sub("", text.replace(self._key, "***") if self._key else text)
         return " ".join(text.split())[:MAX_MESSAGE_CHARS]
 
-    async def _attempt(self, path: str, data: bytes, failed: list[TransientError]) -> dict[str, Any]:
-        """Return what the server answers; a failure that may pass is noted."""
-        try:
-            return await self._post(path, data)
-        except (TransientError, asyncio.CancelledError) as error:
-            self.num_failures += 1
-            if isinstance(error, TransientError):
-                failed.append(error)
-            raise
+    def _elsewhere(self, path: str, headers: Mapping[str, str]) -> str:
+        target = self._masked(headers.get("Location", "another address"))
+        return f"{self._url(path)} redirects to {target}, which is not followed: set the address of that server."
 
-    async def _post(self, path: str, data: bytes) -> dict[str, Any]:
-        if self._session is None:
-            raise EngineError(f"{self.address} was asked outside of `connected()`.")
-        began = await self._pace.begin()
-        self.num_requests += 1
-        try:
-            async with self._session.post(self._url(path), data=data, allow_redirects=False) as answer:
-                text = await answer.read()
-            self._has_answered = True
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            said = self._masked(str(error)) or f"no answer within {self.timeout_s:g} s"
-            raise TransientError(f"{self.address}: {type(error).__name__}: {said}") from None
-        told = self._read(path, answer, text) if answer.status == 200 else {}
-        refused = refusals.status_within(told) if answer.status == 200 else answer.status
-        if refused is not None:
-            if refused == 429:
-                self._pace.slow_down(began)
-            raise self._refusal(path, refused, text.decode(errors="replace"), answer.headers)
-        self._pace.quicken(began)
-        return told
 
-    def _read(self, path: str, answer: aiohttp.ClientResponse, text: bytes) -> dict[str, Any]:
-        """Return what a good answer says; raises `TransientError` where it is not whole."""
-        if answer.content_type != "application/json" and not path.endswith("/completions"):
-            return {}  # "Success", or nothing: the status has said it
-        try:
-            told = json.loads(text)
-        except ValueError as error:
-            said = self._masked(text.decode(errors="replace"))[:80]
-            raise TransientError(f"{self.address}: its answer is cut or no JSON: {said!r}") from error
-        if b'"abort"' in text and refusals.is_given_up(told):
-            raise TransientError(f"{self.address}: it gave up its answer, as one does that is stopped")
-        return told
-
-    def _refusal(self, path: str, status: int, text: str, headers: Mapping[str, str]) -> EngineError | ContextError:
-        if status in REDIRECTS:
-            return EngineError(self._elsewhere(path, headers.get("Location")))
-        said = f"{self.address} answers {status}: {self._masked(refusals.message(text))}"
-        if refusals.is_too_long(text):
-            return ContextError(said)
-        if refusals.may_pass(status) and not refusals.is_final(text):
-            if (retry_after := headers.get("Retry-After")) is not None:
-                self._pace.hold(retry_after)
-            return TransientError(said)
-        return EngineError(said)
-
-    def _closed(self, path: str, error: urllib.error.HTTPError) -> ConfigError:
-        """Return what a question before the first episode has met."""
-        if error.code in REDIRECTS:
-            return ConfigError(self._elsewhere(path, error.headers.get("Location")))
-        said = f"{self._url(path)} answers {error.code} {self._masked(error.reason)}"
-        key = self.api_key_env or "the variable that api_key_env names"
-        mend = f"put the right key into {key}" if error.code in (401, 403) else "mend the address, or its server"
-        kind = MissingError if error.code == 404 else SilentError if refusals.may_pass(error.code) else ConfigError
-        return kind(f"{said}: {mend}.")
-
-    def _elsewhere(self, path: str, location: str | None) -> str:
-        place = self._masked(location or "another place")
-        return f"{self._url(path)} points to {place}, where nothing is sent unasked: set the address of that server."
+def _proxy(address: str) -> str | None:
+    """Return the environment's proxy for an HTTPS server; aiohttp's own look-up would send ~/.netrc's passwords."""
+    is_near = address.startswith("http://") or urllib.request.proxy_bypass(urlsplit(address).netloc)
+    return None if is_near else urllib.request.getproxies().get("https")
 
 
 def _packed(body: Mapping[str, Any]) -> bytes:
-    """Return a body as JSON; it holds the whole episode, which the standard library writes ten times slower."""
+    """Return a body as JSON; it holds the whole episode, and the standard library takes ten times as long."""
     try:
         return msgspec.json.encode(body)
-    except (UnicodeEncodeError, TypeError):  # half a surrogate pair, a text of a kind of its own
+    except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, or a subclass of str
         return json.dumps(body).encode()

@@ -48,7 +48,7 @@ class HfEngine:
     """Generates with the Hugging Face causal language model that `load_weights` hands over.
 
     Args:
-        end_id: token id that ends a message.
+        end_id: token id that ends a message; so does each `eos_token_id` of the model's generation config, as in vLLM.
         pad_id: token id for padding.
         max_batch_size: largest number of rows in one forward pass.
 
@@ -63,6 +63,7 @@ class HfEngine:
         check_at_least(1, "engine", max_batch_size=max_batch_size)
         self.model: Any = None
         self.end_id, self.pad_id, self.max_batch_size = end_id, pad_id, max_batch_size
+        self.end_ids = {end_id}
         self.version = 0
         self._waiting: list[Request] = []
         self._members: dict[Key, asyncio.Task[Any]] = {}
@@ -73,6 +74,7 @@ class HfEngine:
     def load_weights(self, version: int, weights: torch.nn.Module) -> None:
         """Generate with this module from now on; its weights are used as they are at the time of a request."""
         self.model, self.version = weights, version
+        self.end_ids = {self.end_id, *_eos_ids(self.model.generation_config.eos_token_id)}
 
     @contextmanager
     def members(
@@ -152,7 +154,7 @@ class HfEngine:
     def _generate(self, batch: list[Request]) -> list[Generation]:
         with generating(self.model):
             input_ids, mask = self._left_padded([request.prompt_ids for request in batch])
-            rows = Rows(batch, self.end_id)
+            rows = Rows(batch, self.end_ids)
             position_ids = (mask.cumsum(1) - 1).clamp(min=0)
             cache = None
             while True:
@@ -197,9 +199,9 @@ def _told(requests: Sequence[Request]) -> Iterator[None]:
 class Rows:
     """The responses of a batch while they grow, token by token."""
 
-    def __init__(self, batch: list[Request], end_id: int) -> None:
+    def __init__(self, batch: list[Request], end_ids: set[int]) -> None:
         self.samplings = [request.sampling for request in batch]
-        self.end_id = end_id
+        self.end_ids = end_ids
         self.token_ids: list[list[int]] = [[] for _ in batch]
         self.logprobs: list[list[float]] = [[] for _ in batch]
         self.unfinished = set(range(len(batch)))
@@ -229,14 +231,14 @@ class Rows:
 
     def generations(self, version: int) -> list[Generation]:
         return [
-            Generation(ids, logprobs, "stop" if ids[-1] == self.end_id else "length", version)
+            Generation(ids, logprobs, "stop" if ids[-1] in self.end_ids else "length", version)
             for ids, logprobs in zip(self.token_ids, self.logprobs, strict=True)
         ]
 
     def _append(self, row: int, token: int, logprob: float) -> None:
         self.token_ids[row].append(token)
         self.logprobs[row].append(logprob)
-        if token == self.end_id or len(self.token_ids[row]) >= self.samplings[row].max_new_tokens:
+        if token in self.end_ids or len(self.token_ids[row]) >= self.samplings[row].max_new_tokens:
             self.unfinished.discard(row)
 
     def _coin(self, row: int) -> float:
@@ -244,6 +246,11 @@ class Rows:
         if key is None:
             raise EngineError("sampling at a temperature above 0 needs a key, so that the draw can be repeated.")
         return uniform(key, f"token {len(self.token_ids[row])}")
+
+
+def _eos_ids(eos_token_id: int | list[int] | None) -> list[int]:
+    """Return what a generation config holds as a list."""
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
 
 
 def _sample(probabilities: Tensor, coins: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -179,7 +179,7 @@ class Transfer:
             source = ModuleSource(weights)
             try:
                 if endpoint.address not in self._senders:
-                    self._senders[endpoint.address] = self._sender(endpoint, source)
+                    self._senders[endpoint.address] = await self._sender(endpoint, source)
                 sender = self._senders[endpoint.address]
                 sender.source = source
                 sender.send_weights()
@@ -192,14 +192,14 @@ class Transfer:
     async def send_again(self, endpoint: Endpoint) -> None:
         """Do nothing: a server that was started again is noticed by the next probe."""
 
-    def _sender(self, endpoint: Endpoint, source: Any) -> Any:
+    async def _sender(self, endpoint: Endpoint, source: Any) -> Any:
         """Meet a server: both enter the same group."""
         from vllm.distributed.weight_transfer import (  # pyright: ignore[reportMissingImports]
             HTTPVLLMWeightSyncClient,
             WeightTransferTrainerFactory,
         )
 
-        info = _ipc() if self.backend == "ipc" else _nccl(endpoint)
+        info = _ipc() if self.backend == "ipc" else await _nccl(endpoint)
         client = HTTPVLLMWeightSyncClient(endpoint.address)
         return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
@@ -214,7 +214,7 @@ def _ipc() -> Any:
     return IPCTrainerInitInfo(rank=0, packed=True)  # through a buffer, not a second copy of all weights
 
 
-def _nccl(endpoint: Endpoint) -> Any:
+async def _nccl(endpoint: Endpoint) -> Any:
     from vllm.distributed.weight_transfer.nccl_engine import (  # pyright: ignore[reportMissingImports]
         NCCLTrainerInitInfo,
     )
@@ -225,7 +225,7 @@ def _nccl(endpoint: Endpoint) -> Any:
         rank=0,
         master_address=host if host in ("127.0.0.1", "localhost") else get_ip(),
         master_port=get_open_port(),
-        world_size=1 + endpoint.get("/get_world_size")["world_size"],
+        world_size=1 + (await endpoint.get("/get_world_size"))["world_size"],
     )
 
 

@@ -171,14 +171,14 @@ class ServedPolicy:
             asyncio.run(ask())
         except PolicyError as error:
             said = str(error).rstrip(".")
-            raise ConfigError(f"{said}: {self._mend(said.removeprefix(self.endpoint.address))}.") from error
+            raise ConfigError(f"{said}: {self._cure(said.removeprefix(self.endpoint.address))}.") from error
         self._is_tried = True
 
-    def _mend(self, said: str) -> str:
+    def _cure(self, said: str) -> str:
         if "parallel_tool_calls" in said:
             return "leave that out with +teacher.request.parallel_tool_calls=null"
         if "tool" not in said:
-            return "mend teacher.endpoint.address, teacher.model or teacher.request"
+            return "fix teacher.endpoint.address, teacher.model or teacher.request"
         parser = self.tool_call_parser or "NAME"
         return (
             f"start vLLM with --enable-auto-tool-choice --tool-call-parser {parser}, as in the line of dagger-serve "

@@ -64,7 +64,7 @@ def test_what_may_pass_is_tried_again(provider: Provider, address: str, fault: s
     endpoint = patient(address)
     [answer] = ask(endpoint)
     assert answer["choices"][0]["message"]["content"] == "test"
-    assert (endpoint.num_requests, endpoint.num_failures) == (3, 2)
+    assert (len(provider.requests), endpoint.num_failures) == (3, 2)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -87,11 +87,10 @@ def test_an_error_tells_what_earlier_attempts_met(provider: Provider, address: s
 
 def test_a_request_that_is_refused_is_not_repeated(provider: Provider, address: str) -> None:
     provider.faults = ['{"error": {"message": "no such parameter"}}']
-    endpoint = patient(address)
-    [error] = ask(endpoint)
+    [error] = ask(patient(address))
     assert isinstance(error, EngineError)
     assert "400: no such parameter" in str(error)
-    assert endpoint.num_requests == 1
+    assert len(provider.requests) == 1
 
 
 @pytest.mark.parametrize("code", [502, "502", 429, 408, 0, None, "rate_limit_exceeded", "server_error"])
@@ -107,12 +106,11 @@ def test_an_error_within_a_good_answer_is_tried_again_where_it_may_pass(code: in
 @pytest.mark.parametrize(("code", "num_requests"), [(502, 2), (None, 2), (400, 1), ("invalid_api_key", 1)])
 def test_an_error_within_a_good_answer_is_told(code: int | str | None, num_requests: int) -> None:
     refused = {"choices": [], "error": {"message": "upstream error", "code": code}}
-    with serving(Provider(chat=lambda body: refused)) as address:
-        endpoint = patient(address, max_attempts=2)
-        [error] = ask(endpoint)
+    with serving(provider := Provider(chat=lambda body: refused)) as address:
+        [error] = ask(patient(address, max_attempts=2))
     assert isinstance(error, EngineError)
     assert str(error).endswith(": upstream error")
-    assert endpoint.num_requests == num_requests
+    assert len(provider.requests) == num_requests
 
 
 @pytest.mark.parametrize(
@@ -124,11 +122,11 @@ def test_an_error_within_a_good_answer_is_told(code: int | str | None, num_reque
         (500, {"message": "LoRA rank 64 is greater than max_lora_rank 16."}),
     ],
 )
-def test_what_no_pause_mends_is_asked_once(status: int, error: dict[str, str]) -> None:
+def test_what_no_pause_fixes_is_asked_once(status: int, error: dict[str, str]) -> None:
     said = said_by(f"HTTP/1.1 {status} No", json.dumps({"error": error}), lambda at: ask(patient(at)))
     assert f"answers {status}: {error['message']}" in said
     assert "before that" not in said
-    assert "TransientError" not in said
+    assert "TransientError:" not in said
 
 
 def test_why_a_request_is_tried_again_is_logged_once_and_without_the_key(
@@ -140,8 +138,8 @@ def test_why_a_request_is_tried_again_is_logged_once_and_without_the_key(
     with serving(Provider(chat=lambda body: said.pop(0) if said else chat_answer(body))) as address:
         ask(patient(address, api_key_env="SOME_KEY"))
     assert caplog.messages == [
-        f"a request is tried again: {address} answers 429: *** has used 29 of 30 in req_7f",
-        f"a request is tried again: {address} answers 429: busy",
+        f"a request is retried: {address} answers 429: *** has used 29 of 30 in req_7f",
+        f"a request is retried: {address} answers 429: busy",
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
@@ -178,7 +176,7 @@ def test_more_than_a_server_takes_is_sent_at_its_pace() -> None:
 def test_a_refusal_makes_no_request_earlier_than_the_rate(
     provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagger_exp.engines.pace.MAX_GAP_S", 0.01)  # of 5 s, below which a rate would have to be
+    monkeypatch.setattr("dagger_exp.engines.refusals.MAX_GAP_S", 0.01)  # of 5 s, below which a rate would have to be
     provider.faults = ["429"]
     ask(patient(address, max_requests_per_s=10.0), times=4)
     assert provider.arrivals[-1] - provider.arrivals[0] >= 0.35
@@ -215,8 +213,8 @@ def test_a_key_that_is_none_is_refused_without_being_shown(
 ) -> None:
     monkeypatch.setenv("SOME_KEY", key)
     endpoint = patient(address, api_key_env="SOME_KEY")
-    for asked in (lambda: endpoint.get("/v1/models"), lambda: ask(endpoint)):
-        with pytest.raises(ConfigError, match=r"^SOME_KEY holds what no key has, as a line break") as refused:
+    for asked in (endpoint.models, lambda: ask(endpoint)):
+        with pytest.raises(ConfigError, match=r"^SOME_KEY holds a character that no key has") as refused:
             asked()
         assert "sk-pl" not in "".join(traceback.format_exception(refused.value))
 
@@ -260,12 +258,12 @@ def test_no_redirect_is_followed_and_the_place_is_named(
     head = f"HTTP/1.1 {status} Go\r\nLocation: {address}/v1/models"
     for asked in (lambda at: patient(at, api_key_env="SOME_KEY").models(), lambda at: ask(patient(at))):
         said = said_by(head, "", asked)
-        assert f"points to {address}/v1/models, where nothing is sent unasked: set the address" in said
+        assert f"redirects to {address}/v1/models, which is not followed: set the address" in said
     assert not provider.requests
     assert not provider.num_asked_for_models
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "cut", "half"])
+@pytest.mark.parametrize("fault", ["429", "500", "half"])
 def test_a_question_is_asked_again_of_a_server_that_has_answered_before(
     provider: Provider, address: str, fault: str
 ) -> None:
@@ -283,13 +281,13 @@ def test_a_question_is_asked_again_of_a_server_that_has_answered_before(
 def test_a_key_that_is_missing_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigError, match=f"{address}.*SOME_KEY"):
-        patient(address, api_key_env="SOME_KEY").get("/v1/models")
+        patient(address, api_key_env="SOME_KEY").models()
 
 
 def test_an_address_where_nothing_listens_is_named_before_the_first_episode() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match=rf"no server answers at {address}.*start it"):
-        Endpoint(address=address).get("/v1/models")
+        Endpoint(address=address).models()
 
 
 def test_passwords_of_netrc_are_no_business_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +308,7 @@ def test_a_proxy_of_the_environment_is_asked_for_what_is_far(
     monkeypatch.delenv("no_proxy", raising=False)
     [error] = ask(patient("https://far.example", max_attempts=1))
     assert "ClientHttpProxyError" in str(error), "a provider is no proxy, but it was asked to be one"
-    with pytest.raises(ConfigError, match=r"no server answers at https://far\.example .*Tunnel connection failed"):
+    with pytest.raises(ConfigError, match=r"no server answers at https://far\.example \(404, message='Not Found'"):
         patient("https://far.example").models()
     [answer] = ask(patient(address))
     assert answer["choices"], "a server of one's own is asked without one"
@@ -326,7 +324,7 @@ def test_the_password_of_a_proxy_is_in_no_message(
     assert "ClientHttpProxyError" in str(error)
     assert not any(word in repr(error) for word in ("alice", "hunter"))
     with pytest.raises(
-        ConfigError, match=r"no server answers at https://far\.example .*Tunnel connection failed"
+        ConfigError, match=r"no server answers at https://far\.example \(404, message='Not Found'"
     ) as told:
         patient("https://far.example").models()
     assert not any(word in repr(told.value) for word in ("alice", "hunter"))
@@ -353,16 +351,16 @@ def test_an_endless_time_out_is_none(address: str) -> None:
 
 
 def test_an_address_that_is_none_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no server answers at http://HOST:PORT \(nonnumeric port.*mend the address"):
-        Endpoint(address="http://HOST:PORT").get("/v1/models")
+    with pytest.raises(ConfigError, match=r"no server answers at http://HOST:PORT \(.*: start it, or fix the address"):
+        Endpoint(address="http://HOST:PORT").models()
 
 
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ("SSH-2.0\r\n", r"no server answers at {} \(SSH-2.0\): start it, or mend the address"),
-        (HTTP + "[]", "{}/v1/models does not tell which models are served: mend the address"),
-        (HTTP + '{"data": [{"name": "a"}]}', "{}/v1/models does not tell which models are served: mend the address"),
+        ("SSH-2.0\r\n", r"no server answers at {} \(400, .*SSH-2.0.*\): start it, or fix the address"),
+        (HTTP + "[]", "{}/v1/models does not list served models: fix the address"),
+        (HTTP + '{"data": [{"name": "a"}]}', "{}/v1/models does not list served models: fix the address"),
     ],
 )
 def test_a_server_of_something_else_is_named(answer: str, sentence: str) -> None:

@@ -219,6 +219,19 @@ def test_a_response_ends_with_its_end_token_or_is_cut(engine: HfEngine) -> None:
     assert {answer.finish_reason for answer in found} == {"stop", "length"}
 
 
+@pytest.mark.parametrize("eos_token_id", [7, [END, 7, 11]])
+def test_a_response_ends_at_each_end_token_of_the_generation_config(model: Any, eos_token_id: int | list[int]) -> None:
+    model.generation_config.eos_token_id = eos_token_id
+    engine = HfEngine(end_id=END, pad_id=PAD)
+    engine.load_weights(0, model)
+    ends = {END, 7} | ({11} if isinstance(eos_token_id, list) else set())
+    found = answers(engine, [(PROMPTS[index % 8], sampled(index, 9, temperature=2.0)) for index in range(100)])
+    assert {answer.token_ids[-1] for answer in found if answer.finish_reason == "stop"} == ends
+    for answer in found:
+        assert not ends & set(answer.token_ids[:-1])
+        assert answer.finish_reason == "stop" or len(answer.token_ids) == 9
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_it_generates_in_evaluation_mode_and_restores_the_mode_before(model: Any, training: bool) -> None:
     engine = HfEngine(end_id=END, pad_id=PAD)

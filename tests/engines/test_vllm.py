@@ -322,7 +322,7 @@ def test_a_server_is_ready_for_weights_from_gpu_to_gpu(served_full: tuple[VllmEn
             with pytest.raises(EngineError, match="init_info"):
                 await endpoint.post("/init_weight_transfer_engine", {"init_info": {"unknown": True}})
 
-    assert endpoint.get("/get_world_size") == {"world_size": 1}
+    assert asyncio.run(endpoint.get("/get_world_size")) == {"world_size": 1}
     asyncio.run(meet())
 
 

@@ -278,7 +278,7 @@ def test_tools_are_tried_once_before_the_first_episode() -> None:
         (NO_TOOLS, "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes, .* or choose scaffold=bash"),
         (
             '{"error": {"message": "no temperature here"}}',
-            "mend teacher.endpoint.address, teacher.model or teacher.req",
+            "fix teacher.endpoint.address, teacher.model or teacher.req",
         ),
         (
             '{"error": {"message": "Unsupported parameter: parallel_tool_calls"}}',
@@ -311,7 +311,7 @@ def test_a_provider_need_not_list_its_models_but_must_answer() -> None:
         with pytest.raises(ConfigError, match="/v1/models answers 404"):
             ServedPolicy(endpoint=Endpoint(address=address)).check()
         provider.answers.clear()
-        with pytest.raises(ConfigError, match=f"{address} answers 404: .*: mend teacher.endpoint.address"):
+        with pytest.raises(ConfigError, match=f"{address} answers 404: .*: fix teacher.endpoint.address"):
             ServedPolicy(endpoint=Endpoint(address=address), model=MODEL).check()
 
 
