@@ -9,20 +9,21 @@ shows the key. aiohttp sends the requests, because httpx slows down with the squ
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import math
 import os
+import random
 import re
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-import tenacity
 
 from dagger_exp.engines import refusals
 from dagger_exp.engines.refusals import MAX_PAUSE_S, MissingError, Pace, SilentError, TransientError
@@ -103,11 +104,16 @@ class Endpoint:
             ContextError: the prompt is too long for the model.
             EngineError: the server refuses the request, or all attempts failed; the message has each reason once.
         """
-        data, failed = _packed(body), list[str]()
-        try:
-            return await self._retrying(TransientError, self.max_attempts)(self._attempt, path, data, failed)
-        except TransientError as error:
-            raise TransientError("; before that: ".join(dict.fromkeys([str(error), *failed]))) from None
+        data = _packed(body)
+
+        async def ask() -> dict[str, Any]:
+            try:
+                return await self._post(path, data)
+            except (TransientError, asyncio.CancelledError):
+                self.num_failures += 1
+                raise
+
+        return await self._retried(ask, TransientError, self.max_attempts)
 
     async def get(self, path: str) -> dict[str, Any]:
         """Return the answer to a question about the server, over a connection of its own.
@@ -119,7 +125,7 @@ class Endpoint:
             MissingError: the server has nothing at this path.
             ConfigError: the server refuses the question.
         """
-        return await self._retrying(SilentError, self.max_attempts if self._has_answered else 1)(self._get, path)
+        return await self._retried(lambda: self._get(path), SilentError, self.max_attempts if self._has_answered else 1)
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the description of each served model by its name.
@@ -143,30 +149,30 @@ class Endpoint:
             proxy=_proxy(self.address),
         )
 
-    def _retrying(self, passing: type[Exception], max_attempts: int) -> tenacity.AsyncRetrying:
-        return tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(max_attempts),
-            retry=tenacity.retry_if_exception_type(passing),
-            wait=tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=MAX_PAUSE_S),
-            before_sleep=self._log_retry,
-            reraise=True,
-        )
+    async def _retried(
+        self, ask: Callable[[], Awaitable[dict[str, Any]]], passing: type[Exception], max_attempts: int
+    ) -> dict[str, Any]:
+        """Ask again after each failure that may pass, with a random pause that grows; the last error has each reason.
 
-    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        This is on the path of every request, for which tenacity takes as long as everything else here together.
+        """
+        reasons = list[str]()
+        for attempt in itertools.count():
+            try:
+                return await ask()
+            except passing as error:
+                reasons.append(str(error))
+            if len(reasons) == max_attempts:
+                break
+            self._log_retry(reasons[-1])
+            await asyncio.sleep(random.uniform(0, min(self.first_pause_s * 2**attempt, MAX_PAUSE_S)))
+        raise passing("; before that: ".join(dict.fromkeys([reasons[-1], *reasons])))
+
+    def _log_retry(self, said: str) -> None:
         """Log why a request is retried, once for each reason."""
-        said = str(state.outcome and state.outcome.exception())
         if (reason := VARYING.sub("", said)) not in self._logged:
             self._logged.add(reason)
             logging.getLogger(__name__).warning("a request is retried: %s", said)
-
-    async def _attempt(self, path: str, data: bytes, failed: list[str]) -> dict[str, Any]:
-        """Return the answer; count a failure, and add a failure that may pass to `failed`."""
-        try:
-            return await self._post(path, data)
-        except (TransientError, asyncio.CancelledError) as error:
-            self.num_failures += 1
-            failed.append(str(error))
-            raise
 
     async def _post(self, path: str, data: bytes) -> dict[str, Any]:
         if self._session is None:
