@@ -1,4 +1,4 @@
-"""What was typed? Options, overrides and `resume=FOLDER`, looked at before Hydra makes a run folder."""
+"""What was typed? Hydra's options, overrides, and where a run lies that they begin or go on with."""
 
 from __future__ import annotations
 
@@ -12,73 +12,103 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.cli.jobs import is_first_process, refuse_second
 from dagger_exp.cli.manifest import check_same
-from dagger_exp.config.checks import check, compose_checked, load_checked
+from dagger_exp.config.checks import check
+from dagger_exp.config.composing import composed, initialized, load_checked, without_hydra
+from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
+from dagger_exp.config.schema import register_schema
 from dagger_exp.errors import ConfigError
 
 
-def looked_at(arguments: list[str], command: str) -> list[str]:
-    """Return the arguments for Hydra, once they were found to be those of a legal run.
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse Hydra's options; what its parser complains of becomes one sentence.
 
     Raises:
-        ConfigError: one sentence that says what to change.
+        ConfigError: there is no such option, or it is none for a run.
     """
-    resume = [argument for argument in arguments if argument.startswith("resume=")]
-    if resume:
-        if len(arguments) > 1:
-            raise ConfigError("resume=FOLDER takes every choice from that run; remove the other arguments.")
-        return resumed(resume[0].partition("=")[2], command)
-    options = parsed(arguments)
-    if is_sweep(options):
-        return arguments  # its jobs are looked at one by one when it is expanded
-    if any(override.startswith("dry_run=") for override in options.overrides):
-        raise ConfigError("dry_run=true shows the jobs of a sweep; add -m or sweep=NAME, or use --cfg job for a run.")
-    if runs(options) and not (options.config_name or options.config_dir or options.config_path):
-        check(cfg := compose_checked(command, options.overrides), command)
-        if (folder := typed_folder(options.overrides)) is not None and is_first_process():
-            refuse_second(folder)  # before Hydra writes its choices over those of the run that is there
-            check_same(folder, cfg, command)
-    return arguments
-
-
-def typed_folder(overrides: Sequence[str]) -> Path | None:
-    """Return the run folder that was typed, None where a new one is made."""
-    found = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if o.key_or_group == "hydra.run.dir"]
-    value = found[-1].value() if found else None
-    return None if value is None else Path(getattr(value, "text", str(value))).resolve()
-
-
-def is_sweep(options: argparse.Namespace) -> bool:
-    """Whether several runs are asked for."""
-    named = any(re.fullmatch(r"\+?sweep=(?!null$).*", override) for override in options.overrides)
-    return runs(options) and (options.multirun or named)
-
-
-def runs(options: argparse.Namespace) -> bool:
-    """Whether a job is run, and not only something shown."""
-    shows = (options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)
-    return not any(shows) and options.experimental_rerun is None
-
-
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse Hydra's options; what its parser complains of becomes one sentence."""
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            return get_args_parser().parse_args(arguments)
+            options = get_args_parser().parse_args(arguments)
     except SystemExit as end:
         if not end.code:
             raise  # --version
         said = complaint.getvalue().strip().rpartition("error: ")[2]
         raise ConfigError(f"{said}; overrides are KEY=VALUE without dashes, see --help.") from end
+    if options.config_name or options.config_path:
+        raise ConfigError("--config-name and --config-path choose no run; put an option into a folder: --config-dir.")
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {options.config_dir} is no folder.")
+    return options
 
 
-def resumed(typed: str, command: str) -> list[str]:
-    """Return the arguments that start the run of a folder again; every choice is the run's.
+def only_shows(options: argparse.Namespace) -> bool:
+    """Return whether something is shown and nothing is run."""
+    shows = (options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)
+    return any(shows) or options.experimental_rerun is not None
+
+
+def show(command: str) -> None:
+    """Let Hydra show its help, a config or its files."""
+    register_schema()
+    with said_in_one_sentence(command, sys.argv[1:]):
+        hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(lambda cfg: None)()
+
+
+def is_sweep(options: argparse.Namespace) -> bool:
+    """Return whether several runs are asked for."""
+    return options.multirun or any(re.fullmatch(r"\+?sweep=(?!null$).*", override) for override in options.overrides)
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """Return what was typed as overrides, the folder of `--config-dir` among them, `dry_run` not."""
+    typed = [override for override in options.overrides if not override.startswith("dry_run=")]
+    if options.config_dir:
+        typed.insert(0, f"hydra.searchpath=[{quoted(f'file://{Path(options.config_dir).resolve()}')}]")
+    return typed
+
+
+def is_dry(options: argparse.Namespace) -> bool:
+    """Return whether a sweep is shown only.
+
+    Raises:
+        ConfigError: `dry_run` is neither true nor false.
+    """
+    typed = [override for override in options.overrides if override.startswith("dry_run=")]
+    if wrong := set(typed) - {"dry_run=true", "dry_run=false"}:
+        raise ConfigError(f"{wrong.pop()} is neither dry_run=true nor dry_run=false.")
+    return "dry_run=true" in typed
+
+
+def begun(options: argparse.Namespace, command: str) -> tuple[DictConfig, Path]:
+    """Return the config and the folder of a run that is asked for; the config is saved there as Hydra does it.
+
+    Raises:
+        ConfigError: the run is not legal, or its folder is another run's.
+    """
+    if is_dry(options):
+        raise ConfigError("dry_run=true shows the jobs of a sweep; add -m or sweep=NAME, or use --cfg job for a run.")
+    with initialized():
+        whole = composed(command, overrides_of(options))
+    check(cfg := without_hydra(whole), command)
+    folder = Path(str(whole.hydra.run.dir)).absolute()
+    if is_first_process():
+        refuse_second(folder)
+        check_same(folder, cfg, command)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.masked_copy(whole, "hydra"), folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save(whole.hydra.overrides.task, folder / ".hydra" / "overrides.yaml")
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    return cfg, folder
+
+
+def resumed(typed: str, command: str) -> tuple[DictConfig, Path]:
+    """Return the config and the folder of a run that goes on; every choice is the run's.
 
     Raises:
         ConfigError: there is no run in that folder, or it is one of another command.
@@ -92,19 +122,17 @@ def resumed(typed: str, command: str) -> list[str]:
         print(f"{typed} is finished; there is nothing to do.")
         sys.exit(0)
     check(cfg, command)
-    place = quoted(folder)
-    # `.hydra/` is not written again: a kill in that moment would leave a run that cannot be resumed.
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false", "hydra.output_subdir=null"]
-    return ["--config-dir", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={place}", *quiet]
+    refuse_second(folder)
+    return cfg, folder
 
 
-def quoted(folder: Path) -> str:
-    """Return a path as the value of an override."""
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(text: str) -> str:
+    """Return a text as the value of an override."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _field(path: Path, name: str) -> Any:
-    """Return a field of a JSON file, None where there is none; what is damaged is said by who needs it."""
+    """Return a field of a JSON file, None where there is none; who needs it complains of a damaged one."""
     try:
         return json.loads(path.read_text()).get(name)
     except (OSError, ValueError, AttributeError):

@@ -1,6 +1,6 @@
 """dagger-collect: rollouts and labels without training; appends rounds, never touches a closed one.
 
-dagger-collect rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none    demonstrations
+dagger-collect rounds.num_rounds=1 rounds.labels=2000 method=sft                 demonstrations
 dagger-collect demonstrations=openhands demonstrations.files=FILE rounds.num_rounds=1  round 0 from trajectories
 dagger-collect labeler.turns=none rounds.labels=null rounds.tasks=100                       episodes without labels
 dagger-collect store=outputs/runs/FOLDER student.init=outputs/runs/FOLDER             more rounds for a store
@@ -95,7 +95,7 @@ def place(cfg: DictConfig, folder: Path) -> tuple[Path, str, int]:
 
 def _check_store(cfg: DictConfig, folder: Path) -> None:
     """Look whether the run of a store has ended, since it would go on with our rounds, and plays in the same world."""
-    from dagger_exp.config.checks import load_checked
+    from dagger_exp.config.composing import load_checked
 
     status, config = folder / "status.json", folder / ".hydra" / "config.yaml"
     state = read_json(status, "resume that run")["state"] if status.exists() else "finished"

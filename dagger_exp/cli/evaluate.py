@@ -32,7 +32,8 @@ def main() -> None:
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
     """Play the held-out tasks once; write the episodes and `evaluation.json`, and print the rates."""
-    from dagger_exp.config.checks import as_in_run, check
+    from dagger_exp.config.checks import check
+    from dagger_exp.config.composing import as_in_run
 
     if (trained := run_of(cfg.student)) is not None:
         cfg = as_in_run(cfg, trained, typed_for(folder))

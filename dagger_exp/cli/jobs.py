@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import read_json, write_json
@@ -29,6 +33,7 @@ OVER = ("finished", "failed", "cancelled")
 COMMAND_TIMEOUT_S = 60
 CLOCK_ERROR_S = 0.5
 """By how much two readings of when a process began may differ."""
+STYLES = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "cancelled": "yellow"}
 WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 CANCELLED = "cancelled"
@@ -70,6 +75,18 @@ def counted(states: Sequence[JobState]) -> str:
     """Return how many jobs there are of each state, in words."""
     counts = Counter(state.state for state in states)
     return f"{len(states)} jobs: {', '.join(f'{count} {state}' for state, count in counts.items())}"
+
+
+def print_jobs(states: Sequence[JobState], columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a line per job: these columns, by their headings, then how it stands."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (*columns, "state", "rounds", "success", "SLURM id"):
+        table.add_column(heading, overflow="fold")
+    for state, *cells in zip(states, *columns.values(), strict=True):
+        success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
+        how = (Text(state.state, STYLES.get(state.state, "")), str(state.num_rounds), success, state.slurm_id)
+        table.add_row(*map(Text, cells), *how)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table, highlight=False)
 
 
 def job_state(folder: Path, slurm_id: str, queue: Mapping[str, str] | None) -> JobState:

@@ -14,13 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.analysis.settings import Settings, settings_of
 from dagger_exp.cli.jobs import is_first_process
-from dagger_exp.config.checks import load_checked
+from dagger_exp.config.composing import load_checked
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import VISIBLE_S, write_json
 from dagger_exp.types import SCHEMA_VERSION
@@ -42,8 +40,8 @@ def open_manifest(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         time.sleep(0.1)  # the first one writes it
     if path.exists():
         return read_manifest(folder)
-    hydra = HydraConfig.get()
-    sweep = cfg.sweep_name if hydra.mode is RunMode.MULTIRUN else None
+    hydra = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra")
+    sweep = cfg.sweep_name if hydra.mode == "MULTIRUN" else None
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id(folder, sweep),
@@ -116,8 +114,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def typed_for(folder: Path) -> list[str]:
     """Return the overrides that began a run; a resume types none."""
-    path = folder / "manifest.json"
-    return list(read_manifest(folder)["command"][1:] if path.exists() else HydraConfig.get().overrides.task)
+    return list(map(str, OmegaConf.load(folder / ".hydra" / "overrides.yaml")))
 
 
 def began_as(folder: Path) -> str:

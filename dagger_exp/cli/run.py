@@ -17,19 +17,15 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.cli.arguments import announce, is_sweep, looked_at, parsed
+from dagger_exp.cli.arguments import announce, begun, is_sweep, only_shows, parsed, resumed, show
 from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.cli.jobs import CANCELLED, is_first_process, refuse_second, set_state, sign
 from dagger_exp.cli.manifest import began_as
 from dagger_exp.cli.requeue import is_cancelled, requeue
 from dagger_exp.cli.sweeping import sweep
-from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
-from dagger_exp.config.schema import register_schema
 from dagger_exp.errors import ConfigError, DaggerError, UserError
 from dagger_exp.loading import without_collection
 from dagger_exp.training.preemption import PREEMPTION
@@ -57,23 +53,34 @@ class JobError(DaggerError):
 
 
 def run_command(command: str, job: Job) -> None:
-    """Run a command of which `conf/<command>.yaml` is the config; a mistake is answered in one sentence."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises then what it would print, and it is said here
+    """Run a command of which `conf/<command>.yaml` is the config: show something, launch a sweep, or run the job."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises then what it would print
     doc = str(sys.modules[job.__module__].__doc__)
     help_texts = {"doc": doc.strip(), "command": f"dagger-{command}"}  # for conf/hydra/default.yaml
     OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
-    announce(sys.argv[1:], command)
+    arguments = sys.argv[1:]
+    announce(arguments, command)
+    with answered():
+        resume = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+        if resume and len(arguments) > 1:
+            raise ConfigError("resume=FOLDER takes every choice from that run; remove the other arguments.")
+        options = parsed(arguments)
+        if only_shows(options):
+            show(command)
+        elif is_sweep(options):
+            sweep(options, command, partial(in_sweep, job))  # by name, since submitit copies what it has no name for
+        else:
+            with without_collection():
+                cfg, folder = resumed(resume[0], command) if resume else begun(options, command)
+            with in_folder(folder):
+                job(cfg, folder)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Answer a mistake in one sentence, and end with its exit code."""
     try:
-        with without_collection():
-            sys.argv[1:] = looked_at(sys.argv[1:], command)
-        register_schema()
-        if is_sweep(options := parsed(sys.argv[1:])):
-            sweep(options, command, partial(guarded, job))  # by name, because submitit copies what it has no name for
-            return
-        with said_in_one_sentence(command, sys.argv[1:]):
-            hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(
-                lambda cfg: guarded(job, cfg)
-            )()
+        yield
     except JobError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:  # of a sweep; of a run, while it was loading
@@ -86,24 +93,35 @@ def run_command(command: str, job: Job) -> None:
         sys.exit(complain(error))
 
 
-def guarded(job: Job, cfg: DictConfig) -> None:
-    """Run a job in its folder; how it ends is told in `status.json` and by the exit code."""
-    PREEMPTION.listen()
+def in_sweep(job: Job, cfg: DictConfig) -> None:
+    """Run a job of a sweep in the folder that Hydra's launcher has made.
+
+    Raises:
+        JobError: the job failed; the others go on.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        try:
-            refuse_second(folder)
-        except ConfigError as error:
-            sys.exit(complain(error))
+        refuse_second(folder)
+        with in_folder(folder, in_sweep=True):
+            job(cfg, folder)
+    except (ConfigError, SystemExit) as error:
+        code = complain(error) if isinstance(error, ConfigError) else error.code
+        if code not in (1, 2):
+            raise
+        _exit_as_failed()
+        raise JobError(f"a job failed: see {folder}/train.log.") from error
+
+
+@contextmanager
+def in_folder(folder: Path, *, in_sweep: bool = False) -> Iterator[None]:
+    """Run a job in its folder: its log and its status are written there, and its W&B run has an end."""
+    PREEMPTION.listen()
+    try:
         with told(folder, in_sweep=in_sweep):
             log_to(folder / "train.log")
-            job(cfg, folder)
-    except SystemExit as end:
+            yield
+    except SystemExit:
         _finish_wandb(1)
-        if in_sweep and end.code in (1, 2):
-            _exit_as_failed()
-            raise JobError(f"a job failed: see {folder}/train.log.") from end  # the others go on
         raise
     _finish_wandb(0)
 

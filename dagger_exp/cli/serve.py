@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from dagger_exp.cli.complaints import complain
 from dagger_exp.config.binding import bind_node
-from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.engines.vllm_server import VllmServer
 from dagger_exp.errors import ConfigError, UserError
 

@@ -17,26 +17,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from dagger_exp.cli.arguments import quoted
 from dagger_exp.cli.complaints import complain
 from dagger_exp.cli.jobs import (
     ALIVE,
     CANCELLED,
     COMMAND_TIMEOUT_S,
-    WIDTH,
     JobState,
     counted,
     job_states,
+    print_jobs,
     read_sweep,
     set_state,
 )
 from dagger_exp.errors import StoreError
-
-STYLES = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "cancelled": "yellow"}
 
 
 def main() -> None:
@@ -60,20 +54,11 @@ def main() -> None:
 
 def show(name: str, states: Sequence[JobState]) -> None:
     """Print a line per job, how many there are of each state, and what ended those that failed."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("job", "state", "rounds", "success", "SLURM id"):
-        table.add_column(heading, overflow="fold")
-    for state in states:
-        success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
-        style = STYLES.get(state.state, "")
-        shown = f"[{style}]{state.state}[/]" if style else state.state
-        table.add_row(escape(state.name), shown, str(state.num_rounds), success, state.slurm_id)
-    console.print(table, highlight=False)
-    console.print(f"{name}: {counted(states)}", highlight=False)
+    print_jobs(states, {"job": [state.name for state in states]})
+    print(f"{name}: {counted(states)}")
     for state in states:
         if state.error:
-            console.print(f"{state.name}: {state.error}", highlight=False, markup=False, soft_wrap=True)
+            print(f"{state.name}: {state.error}")
 
 
 def resume(folder: Path, command: str, launches: Sequence[Sequence[str]]) -> int:
@@ -82,7 +67,7 @@ def resume(folder: Path, command: str, launches: Sequence[Sequence[str]]) -> int
     for typed in launches:
         others = [override for override in typed if not override.startswith("hydra.sweep.dir=")]
         program = str(Path(sys.executable).with_name(f"dagger-{command}"))
-        again = [program, "-m", *others, f"hydra.sweep.dir={quoted(folder.resolve())}"]
+        again = [program, "-m", *others, f"hydra.sweep.dir={quoted(str(folder.resolve()))}"]
         code = max(code, subprocess.run(again, check=False).returncode)  # noqa: S603 - our own command
     return code
 

@@ -7,36 +7,57 @@ broke off, and adds what is new.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from dagger_exp.cli.expansion import Job, Sweep, expanded, overrides_of
-from dagger_exp.cli.jobs import ALIVE, CANCELLED, WIDTH, JobState, counted, job_states, read_sweep
-from dagger_exp.config.checks import per_round
-from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
+from dagger_exp.cli.arguments import is_dry, overrides_of
+from dagger_exp.cli.jobs import ALIVE, CANCELLED, JobState, counted, job_states, print_jobs, read_sweep
+from dagger_exp.cli.manifest import config_hash, slug
+from dagger_exp.config.checks import check, per_round
+from dagger_exp.config.composing import composed, initialized, without_hydra
+from dagger_exp.config.mistakes import said_in_one_sentence
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import write_json
 
+MAX_SLUG = 60
 SHOWN = 40
 """Jobs that are listed one by one; of more, those that remain are counted."""
 POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run of a sweep: its folder's name, the overrides that make it, those that differ, and its config."""
+
+    name: str
+    overrides: list[str]
+    differs: Mapping[str, str]
+    cfg: DictConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What was typed, expanded: the folder and its name, the jobs, and Hydra's config of the launcher."""
+
+    name: str
+    folder: Path
+    jobs: list[Job]
+    master: DictConfig
 
 
 def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig], None]) -> None:
@@ -47,41 +68,90 @@ def sweep(options: argparse.Namespace, command: str, task: Callable[[DictConfig]
         SystemExit: a job failed.
     """
     typed = overrides_of(options)
-    is_dry = "dry_run=true" in options.overrides
-    with initialize_config_dir(CONF_FOLDER, version_base="1.3", job_name=f"dagger-{command}"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
+    with initialized():
         with said_in_one_sentence(command, typed):
-            found = expanded(hydra, typed, command)
-        states = job_states(found.folder, [job.name for job in found.jobs])
+            found = expanded(typed, command)
+        names = [job.name for job in found.jobs]
+        states = job_states(found.folder, names)
         show(found, states)
-        if is_dry:
+        if is_dry(options):
             return
-        wanted = idle(found.jobs, states)
         with undone_if_refused(found.folder):
             record(found, command, typed)
-            if wanted:
-                launch(hydra, found, wanted, task)
-    summarize(found.folder, [job.name for job in found.jobs])
+            launch(found, idle(found.jobs, states), task)
+    summarize(found.folder, names)
+
+
+def expanded(typed: Sequence[str], command: str) -> Sweep:
+    """Return the jobs of a sweep.
+
+    Raises:
+        ConfigError: a job is not legal, or two are the same.
+    """
+    fixed, swept = split(typed)
+    chosen = composed(command, [*fixed, *_first(swept)])  # keys of an option are known beside it only
+    given = [f"{key}={value}" for key, value in (chosen.hydra.sweeper.params or {}).items()]
+    typed_keys = {override.partition("=")[0] for override in typed}
+    more_fixed, more_swept = split([one for one in given if one.partition("=")[0] not in typed_keys])
+    swept = more_swept | swept
+    name = chosen.sweep_name or slug("-".join(swept)) or "single"
+    fixed = [o for o in (*fixed, *more_fixed) if not o.startswith("sweep_name=")] + [f"sweep_name={name}"]
+    master = composed(command, [*fixed, *_first(swept), "hydra.mode=MULTIRUN"])
+    folder = Path(str(master.hydra.sweep.dir)).resolve()
+    jobs = [
+        checked_job(fixed, dict(zip(swept, values, strict=True)), command, folder)
+        for values in itertools.product(*swept.values())
+    ]
+    names = [job.name for job in jobs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{len(twice)} jobs are in the sweep twice, as {twice.pop()}; remove one of the values.")
+    return Sweep(name, folder, jobs, master)
+
+
+def _first(swept: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{key}={values[0]}" for key, values in swept.items()]
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the overrides with one value, and the values of those with several.
+
+    Raises:
+        ConfigError: a range without steps.
+    """
+    fixed: list[str] = []
+    swept: dict[str, list[str]] = {}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    for override in parser.parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            swept[override.get_key_element()] = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(f"{override.input_line} has no steps; list values, as in {override.key_or_group}=0,0.5,1")
+    return fixed, swept
+
+
+def checked_job(fixed: Sequence[str], choice: Mapping[str, str], command: str, folder: Path) -> Job:
+    """Return a job of the sweep, checked; one that is there under another slug keeps its folder."""
+    overrides = [*fixed, *(f"{key}={value}" for key, value in choice.items())]
+    cfg = without_hydra(composed(command, overrides))
+    check(cfg, command)
+    if not any(override.startswith("name=") for override in overrides):
+        overrides.append(f"name={cfg.name}")
+    readable = slug("-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in choice.items()))[:MAX_SLUG]
+    digits = config_hash(cfg, command)
+    there = next((path.name for path in folder.glob(f"*_{digits}")), None)
+    return Job(there or f"{readable.strip('-.') or 'job'}_{digits}", overrides, choice, cfg)
 
 
 def show(found: Sweep, states: Sequence[JobState]) -> None:
     """Print the jobs, what differs, what is there already, and what the others are expected to cost."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    keys = list(found.jobs[0].differs)
-    for heading in ("job", *keys, "state", "rounds", "success"):
-        table.add_column(heading, overflow="fold")
-    for number, (one, state) in enumerate(zip(found.jobs[:SHOWN], states, strict=False)):
-        success = "" if state.success_rate is None else f"{state.success_rate:.3f}"
-        table.add_row(
-            str(number), *(escape(one.differs[key]) for key in keys), state.state, str(state.num_rounds or ""), success
-        )
-    console.print(f"sweep [bold]{found.name}[/] in {found.folder}", highlight=False, soft_wrap=True)
-    console.print(table, highlight=False)
-    if len(found.jobs) > SHOWN:
-        console.print(f"... and {len(found.jobs) - SHOWN} more")
-    console.print(f"{counted(states)}. {cost(found, states)}", highlight=False, soft_wrap=True)
+    print(f"sweep {found.name} in {found.folder}")
+    differs = {key: [job.differs[key] for job in found.jobs[:SHOWN]] for key in found.jobs[0].differs}
+    print_jobs(states[:SHOWN], {"job": list(map(str, range(len(states))))[:SHOWN], **differs})
+    if len(states) > SHOWN:
+        print(f"... and {len(states) - SHOWN} more")
+    print(f"{counted(states)}. {cost(found, states)}")
 
 
 def cost(found: Sweep, states: Sequence[JobState]) -> str:
@@ -129,46 +199,48 @@ def idle(jobs: Sequence[Job], states: Sequence[JobState]) -> list[Job]:
     return [job for job, state in zip(jobs, states, strict=True) if state.state not in ("finished", *ALIVE)]
 
 
-def launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
+def launch(found: Sweep, wanted: Sequence[Job], task: Callable[[DictConfig], None]) -> None:
     """Hand the jobs to Hydra's launcher, and wait for them.
 
     Raises:
         ConfigError: the launcher cannot start them.
     """
-    for one in wanted:
-        (found.folder / one.name / CANCELLED).unlink(missing_ok=True)
+    for job in wanted:
+        (found.folder / job.name / CANCELLED).unlink(missing_ok=True)
     # One after the other is one at a time: what another launch of this sweep has begun meanwhile is left to it.
     is_basic = launcher_of(found.master) == "BasicLauncher"
-    size = 1 if is_basic else found.master.hydra.sweeper.max_batch_size or len(wanted)
+    size = 1 if is_basic else found.master.hydra.sweeper.max_batch_size or max(1, len(wanted))
     try:
         for first in range(0, len(wanted), size):
-            batch = [one for one in wanted[first : first + size] if not (found.folder / one.name / CANCELLED).exists()]
-            if batch := idle(batch, job_states(found.folder, [one.name for one in batch])):
-                _launch(hydra, found, batch, first, task)
+            batch = [job for job in wanted[first : first + size] if not (found.folder / job.name / CANCELLED).exists()]
+            if batch := idle(batch, job_states(found.folder, [job.name for job in batch])):
+                _launch(found, batch, first, task)
     except KeyboardInterrupt as error:
         again = f"dagger-sweep resume {found.folder}"
         raise KeyboardInterrupt(f"; what was started goes on, the rest with:\n  {again}") from error
 
 
-def _launch(hydra: Hydra, found: Sweep, wanted: Sequence[Job], first: int, task: Callable[[DictConfig], None]) -> None:
+def _launch(found: Sweep, wanted: Sequence[Job], first: int, task: Callable[[DictConfig], None]) -> None:
     place = found.folder / ".submitit" / f"{datetime.now().astimezone():%Y%m%d-%H%M%S-%f}"
-    master, is_submitted = found.master.copy(), "submitit_folder" in found.master.hydra.launcher
+    names, master = [job.name for job in wanted], found.master.copy()
+    is_submitted = "submitit_folder" in master.hydra.launcher
     if is_submitted:
-        write_json(place / "jobs.json", {"launcher": launcher_of(master), "jobs": [one.name for one in wanted]})
+        write_json(place / "jobs.json", {"launcher": launcher_of(master), "jobs": names})
         master.hydra.launcher.submitit_folder = f"{place}/%j"
     master.hydra.sweep.dir = str(found.folder)
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
+    callbacks: Any = Callback()  # none, by the only public class that has their methods
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks)
     launcher: Any = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
-    overrides = [[*one.overrides, f"hydra.sweep.subdir={one.name}"] for one in wanted]
     try:
-        launcher.launch(overrides, initial_job_idx=first)
+        launcher.launch([[*job.overrides, f"hydra.sweep.subdir={job.name}"] for job in wanted], initial_job_idx=first)
     except Exception as error:
         if not is_submitted or not any(path.is_dir() for path in place.iterdir()):
             shutil.rmtree(place, ignore_errors=True)  # nothing was started from there
             with suppress(OSError):
                 place.parent.rmdir()
             raise _unlaunchable(error) from error
-        wait(found.folder, [one.name for one in wanted])  # one that was killed left no result, the others go on
+        while any(state.state in ALIVE for state in job_states(found.folder, names)):
+            time.sleep(POLL_S)  # one that was killed left no result, the others go on
 
 
 def launcher_of(master: DictConfig) -> str:
@@ -190,12 +262,6 @@ def _unlaunchable(error: Exception) -> Exception:
             f"SLURM refuses the sweep: {(said or text).strip()}; see the keys in conf/launcher/slurm.yaml."
         )
     return error
-
-
-def wait(folder: Path, names: Sequence[str]) -> None:
-    """Wait until no job is pending or running any more."""
-    while any(state.state in ALIVE for state in job_states(folder, names)):
-        time.sleep(POLL_S)
 
 
 def summarize(folder: Path, names: Sequence[str]) -> None:

@@ -171,7 +171,7 @@ class Terminal:
 
     def _next(self) -> dict[str, str]:
         other = ("dagger", "as many labels, the student acting too")
-        if self.name != "sft":
+        if not self.name.startswith("sft"):
             other = ("sft", "as many labels, the teacher acting alone")
         train = ["dagger-train", *chosen(self.folder, but=OF_METHODS), f"method={other[0]}"]
         evaluate = ["dagger-evaluate", shlex.quote(f"student.init={_short(self.folder)}")]
@@ -215,5 +215,5 @@ def _manifest(folder: Path) -> dict[str, dict[str, str] | list[str]]:
 def chosen(folder: Path, but: Sequence[str]) -> list[str]:
     """Return what was typed to start a run, as in a shell, but for its place and for these groups and their keys."""
     typed = list(_manifest(folder).get("command", []))[1:]
-    left_out = {*but, "sweep_name", "hydra"}
+    left_out = {*but, "name", "sweep_name", "hydra"}
     return [shlex.quote(override) for override in typed if re.split("[=.@]", override.lstrip("+~"))[0] not in left_out]

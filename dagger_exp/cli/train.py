@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dagger_exp.cli.evaluate import warn_of_few
 from dagger_exp.cli.jobs import is_first_process
@@ -58,7 +58,9 @@ def train(cfg: DictConfig, folder: Path) -> None:
                 run.student.save_format(folder / "student")
             warn_of_few(cfg, run, progress)
         prepare_processes(cfg, folder)
-        fit(trainer, module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
+        with together(trainer):
+            checkpoint = path if path.exists() else None
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
         if is_first:
             rounds.finish(trainer, module)
             run.student.save(folder / "student")
@@ -96,10 +98,11 @@ def prepare_processes(cfg: DictConfig, folder: Path) -> None:
     HydraConfig.instance().cfg = None  # or Lightning adds overrides that are wrong in a sweep
 
 
-def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-    """Fit; where that fails, no process is left waiting for another."""
+@contextmanager
+def together(trainer: lightning.Trainer) -> Iterator[None]:
+    """Train in all processes: where that fails, none is left waiting for another."""
     try:
-        trainer.fit(*args, **kwargs)
+        yield
         end_others(trainer)
     except BaseException as error:
         end_others(trainer, kill=True)

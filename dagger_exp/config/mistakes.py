@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dagger_exp.analysis.settings import flat
 from dagger_exp.config import schema
 from dagger_exp.errors import ConfigError
 
@@ -128,15 +130,10 @@ def _sentence(error: Exception, config_name: str, overrides: Sequence[str], key:
 
 
 def _wrong_option(overrides: Sequence[str]) -> str:
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        group = override.key_or_group
-        if (
-            group
-            and options(group)
-            and not override.is_sweep_override()
-            and not isinstance(override.value(), str | list)
-        ):
-            return f"{override.input_line} is no option of {group}; choose one of {', '.join(options(group))}."
+    for override in overrides:
+        group, _, value = override.partition("=")
+        if options(group) and value not in options(group):
+            return f"{override} is no option of {group}; choose one of {', '.join(options(group))}."
     return "an override has no key, or a value that is no option of its group; write KEY=VALUE, see --help."
 
 
@@ -145,18 +142,12 @@ def _first(pattern: str, text: str) -> str:
     return found.group(1) if found else ""
 
 
-def _known_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
+def _known_keys(config_name: str, overrides: Sequence[str]) -> set[str]:
+    """Return the keys that could have been meant: beside what else was typed or, where that fails too, by default."""
     GlobalHydra.instance().clear()  # inside of a sweep it is in use, and that has just failed
     with initialize_config_dir(CONF_FOLDER, version_base="1.3"):
         for tried in (list(overrides), []):
             with suppress(HydraException, OmegaConfBaseException, ValueError):
-                return list(_keys(compose(config_name, tried), ""))
-    return []  # the mistake stands in a file that is always read
-
-
-def _keys(node: DictConfig, path: str) -> Iterator[str]:
-    for key in node:
-        name = f"{path}.{key}" if path else str(key)
-        yield name
-        if not OmegaConf.is_missing(node, key) and isinstance(child := node._get_node(key), DictConfig):  # noqa: SLF001
-            yield from _keys(child, name)
+                config: Any = OmegaConf.to_container(compose(config_name, tried))
+                return {key for leaf in flat(config) for key in (leaf, leaf.partition(".")[0])}
+    return set()  # the mistake stands in a file that is always read

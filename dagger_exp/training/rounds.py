@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -201,7 +202,7 @@ class RoundCallback(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         datamodule: Any = getattr(trainer, "datamodule", None)
-        datamodule.before_round = lambda round_index: self.ensure_round(trainer, pl_module, round_index)
+        datamodule.before_round = partial(self.ensure_round, trainer, pl_module)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         round_index = self._round_index(trainer)

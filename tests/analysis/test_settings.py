@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dagger_exp.analysis.settings import settings_of
 from dagger_exp.cli.manifest import config_hash
-from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.composing import compose_checked
 
 SERVED = ("engine=vllm", "teacher=vllm")
 SAME = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dagger_exp.config.build import num_steps
-from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.rollout.demonstrations.importing import Demonstrations
 from dagger_exp.store.store import Store
 from dagger_exp.types import Actor
@@ -24,7 +24,7 @@ PLAYED = ("rounds.labels=null", "rounds.tasks=7", "rounds.num_rounds=1")
 @pytest.fixture
 def demos(call: Call, tmp_path: Path) -> str:
     """Seven episodes of the world's teacher as a file of messages."""
-    teacher = ("mixing=teacher", "schedule=none", f"hydra.run.dir={tmp_path}/teacher")
+    teacher = ("method=sft", f"hydra.run.dir={tmp_path}/teacher")
     assert call("collect", *QUICK, *PLAYED, *teacher).code == 0
     out = str(tmp_path / "demos.jsonl")
     assert call("export", f"{tmp_path}/teacher", "--only", "executed", "--out", out).code == 0

@@ -85,7 +85,7 @@ def test_a_mistake_in_the_users_own_config_names_the_file(
     shutil.copytree(CONF_FOLDER, tmp_path / "conf")
     with (tmp_path / "conf" / "train.yaml").open("a") as config:
         config.write("\nwindw: 3\n")
-    for reader in ("cli.run", "config", "mistakes"):
+    for reader in ("cli.arguments", "config.composing", "config.mistakes"):
         monkeypatch.setattr(f"dagger_exp.{reader}.CONF_FOLDER", str(tmp_path / "conf"))
     answer = call("train")
     assert answer.code == 2
@@ -136,7 +136,7 @@ def test_a_world_without_its_extra_names_the_extra(tmp_path: Path) -> None:
             "hold no label that is trained on; choose another lab",
         ),
         (["student.max_context_tokens=9"], "error: 100 episodes, 100 of them ended as context, hold no label that is "),
-        (["student.max_context_tokens=9"], "trained on; raise student.max_context_tokens, or lower rollout.max_new_"),
+        (["student.max_context_tokens=9"], "trained on; raise student.max_context_tokens or lower rollout.max_new_t"),
     ],
 )
 def test_a_round_that_can_never_be_full_is_given_up(call: Call, arguments: list[str], sentence: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dagger_exp.cli.terminal import OF_METHODS, TABLES, Terminal, chosen
-from dagger_exp.config.checks import check, compose_checked
+from dagger_exp.config.checks import check
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.types import Actor, Episode, StopReason, Turn
 
 ROW = {
@@ -43,7 +44,7 @@ def test_a_line_of_a_round_fits_eighty_columns(
 
 @pytest.mark.parametrize(
     "typed",
-    ["schedule=linear schedule.floor=0.2", "labeler.turns=student schedule=constant", "mixing=switch schedule=none"],
+    ["schedule=linear schedule.floor=0.2", "labeler.turns=student schedule=constant", "mixing=student schedule=none"],
 )
 def test_the_next_command_is_legal_whatever_was_typed(typed: str, tmp_path: Path) -> None:
     command = ["dagger-train", *typed.split(), "hydra.run.dir=/x", "env.num_bugs=1"]

@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dagger_exp.config.checks import check, compose_checked, per_round
+from dagger_exp.config.checks import check, per_round
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.config.mistakes import CONF_FOLDER, options, said_in_one_sentence
 from dagger_exp.config.schema import register_schema
 from dagger_exp.data.selection import AGGREGATIONS, NORMALIZATIONS
@@ -27,9 +28,9 @@ NEEDS = {
     "teacher=checkpoint": ["teacher.path=somewhere"],
     "teacher=openai": ["teacher.model=some"],
     "schedule=none": ["method=dagger_switch"],
-    "mixing=teacher": ["schedule=none"],
+    "mixing=teacher": ["method=sft"],
     "mixing=student": ["schedule=none"],
-    "mixing=switch": ["schedule=none"],
+    "mixing=switch": ["method=dagger_switch"],
     "mixing=switch_teacher_first": ["schedule=none"],
     **{f"demonstrations={option}": ["demonstrations.files=FILE"] for option in FORMATS},
 }
@@ -70,9 +71,30 @@ def method_alone(method: str) -> DictConfig:
 def test_a_method_is_the_same_inside_every_bundle(bundle: str) -> None:
     for method in options("method"):
         inside, alone = compose_checked("train", [bundle, f"method={method}"]), method_alone(method)
-        assert inside.name == method
+        assert inside.name.startswith(method)
         if method != "dagger":  # whose schedule a bundle may choose
             assert (inside.mixing, inside.schedule, inside.labeler) == (alone.mixing, alone.schedule, alone.labeler)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("seed=3", "dagger"),
+        ("schedule=linear labeler.turns=all", "dagger"),
+        ("schedule=constant", "dagger_schedule-constant"),
+        ("schedule.floor=0.2", "dagger_floor-0.2"),
+        ("labeler.turns=student schedule.start=0.5", "dagger_turns-student_start-0.5"),
+        ("method=on_policy_labels aggregation=latest", "on_policy_labels_aggregation-latest"),
+        ("method=sft filter.keep=solved", "sft_keep-solved"),
+        ("mixing=student schedule=none", "dagger_mixing-student_schedule-none"),
+        ("method=dagger_switch mixing.t_max.step=4 loss.normalize=turn", "dagger_switch_normalize-turn_step-4"),
+        ("sweep=labels", "dagger_schedule-constant"),
+        ("experiment=qwen3_4b", "dagger_aggregation-latest"),
+        ("schedule=step name=mine", "mine"),
+    ],
+)
+def test_a_run_is_named_by_its_method_and_by_what_is_not_the_methods(typed: str, name: str) -> None:
+    assert compose_checked("train", typed.split()).name == name
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -109,9 +131,18 @@ BAD = [
     ("rounds.num_rounds=${rounds.nope}", "rounds.num_rounds: Interpolation key 'rounds.nope' not found."),
     ("schedule.end=${rounds.nope}", "schedule.end: Interpolation key 'rounds.nope' not found."),
     ("name=${oc.env:NO_SUCH_NAME}", "name: KeyError raised while resolving interpolation: "),
-    ("mixing=switch", "mixing=switch has no beta, but a schedule is set; add schedule=none or keep mixing=turn."),
+    ("mixing=student", "mixing=student has no beta, but a schedule is set; add schedule=none or keep mixing=turn."),
+    ("mixing=switch", "mixing=switch is not method=dagger; choose method=dagger_switch, and leave out mixing and "),
+    (
+        "mixing=teacher schedule=none",
+        "mixing=teacher is not method=dagger; choose method=sft, and leave out mixing and",
+    ),
+    ("method=on_policy_labels mixing=teacher", "mixing=teacher is not method=on_policy_labels; choose method=sft, and"),
     ("schedule=none", "mixing=turn needs a beta; choose a schedule, as in schedule=linear."),
-    ("method=sft mixing=turn", "method=sft trains on the teacher's own episodes; remove the mixing or choose "),
+    (
+        "method=sft mixing=turn",
+        "mixing=turn is not method=sft; choose method=dagger, and leave out mixing and schedule.",
+    ),
     (
         "method=sft labeler.turns=student",
         "the teacher acts at every turn, but labeler.turns=student labels the student's; use ",
@@ -140,7 +171,7 @@ BAD = [
     ("callbacks.checkpoint_steps=0", "callbacks.checkpoint_steps is 0; it must be at least 1."),
     (
         "labeler.turns=student",
-        "labeler.turns=student finds no turn of the student in round 0; lower schedule.start or raise ",
+        "labeler.turns=student finds no turn of the student in round 0; lower schedule.start, or ",
     ),
     ("method=dagger_switch mixing.teacher_first=true", "mixing.teacher_first with a growing mixing.t_max leaves "),
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar is given by the run itself; remove it."),
@@ -197,7 +228,7 @@ def test_a_mistake_is_one_sentence_that_names_the_key_and_the_mend(typed: str, s
         ("collect", "teacher_budget.cost_per_round=1 teacher_budget.response_price=2"),
         ("collect", "rounds.num_rounds=1 rounds.labels=200"),
         ("collect", "labeler.turns=none rounds.labels=null rounds.tasks=3"),
-        ("collect", "rounds.num_rounds=1 rounds.labels=2000 mixing=teacher schedule=none"),
+        ("collect", "rounds.num_rounds=1 rounds.labels=2000 method=sft"),
     ],
 )
 def test_other_commands_do_not_trip_over_checks_of_the_training(command: str, typed: str) -> None:

@@ -11,7 +11,8 @@ import lightning
 import torch
 
 from dagger_exp.config.build import build_run, build_training
-from dagger_exp.config.checks import check, compose_checked
+from dagger_exp.config.checks import check
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.rounds import Silent
 from dagger_exp.types import Episode

@@ -18,7 +18,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dagger_exp.config.checks import CONF_FOLDER
+from dagger_exp.config.mistakes import CONF_FOLDER
 from dagger_exp.errors import DataError
 from dagger_exp.types import Actor, StopReason, Usage
 from tests.knobs.seen import Seen, seen
@@ -268,13 +268,13 @@ KNOBS = [
     ),
     Knob(
         "mixing",
-        ("mixing=teacher", "schedule=none"),
+        ("method=sft", "labeler.turns=all"),
         lambda run: set("".join(chain(*actors(run)))),
         becomes({"s", "t"}, {"t"}),
     ),
     Knob(
         "mixing",
-        ("mixing=switch", "schedule=none"),
+        ("method=dagger_switch",),
         lambda run: {turn.kappa is not None for one in chain(*run.rounds) for turn in one.turns},
         becomes({False}, {True}),
     ),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dagger_exp.config.build import build_run, build_training
-from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
 from dagger_exp.errors import DataError, EngineError, EnvError, PolicyError
@@ -254,16 +254,16 @@ def with_engine(used: Collector) -> Collector:
     return replace(used, runner=replace(used.runner, student=replace(used.runner.student, engine=engine)))
 
 
-@pytest.mark.parametrize("mixing", ["teacher", "student"])
+@pytest.mark.parametrize("choices", [("method=sft", "labeler.turns=all"), ("mixing=student", "schedule=none")])
 @pytest.mark.parametrize(("broken", "reason"), [(with_teacher, StopReason.TEACHER), (with_engine, StopReason.ENGINE)])
 def test_an_engine_or_a_teacher_that_is_down_is_named(
-    tmp_path: Path, mixing: str, broken: Callable[[Collector], Collector], reason: StopReason
+    tmp_path: Path, choices: tuple[str, str], broken: Callable[[Collector], Collector], reason: StopReason
 ) -> None:
-    used = broken(collector(tmp_path, f"mixing={mixing}", "schedule=none", "labeler.turns=all"))
-    if reason is StopReason.TEACHER or mixing == "student":
+    used = broken(collector(tmp_path, *choices))
+    if reason is StopReason.TEACHER or "mixing=student" in choices:
         with pytest.raises(DataError, match=r"(3 of 3 episodes|labels) .* (quota exceeded|connection refused)"):
             used.collect(0, num_episodes=3)
-        is_label = (mixing, reason) == ("student", StopReason.TEACHER)  # whose failure ends no episode
+        is_label = "mixing=student" in choices and reason is StopReason.TEACHER  # whose failure ends no episode
         assert is_label or {summary.stop_reason for summary in used.store.committed(0).values()} == {reason}
     else:
         assert not any(episode.stop_reason.is_infrastructure for episode in used.collect(0, num_episodes=3))

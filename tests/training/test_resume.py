@@ -14,7 +14,7 @@ import lightning
 import pytest
 
 from dagger_exp.config.build import CHECKPOINT, build_run, build_training
-from dagger_exp.config.checks import compose_checked
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.errors import DataError, EngineError
 from dagger_exp.protocols import Generation, Sampling

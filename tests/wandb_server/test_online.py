@@ -241,5 +241,5 @@ def test_an_agent_runs_a_job_of_a_sweep(server: Server, environment: dict[str, s
     (found,) = [run for run in server.backend.runs.values() if run.project == "sweeps"]
     assert (found.about["sweep"], found.exit_code) == (address[1].rpartition("/")[2], 0)
     typed = found.config["overrides"]["value"]
-    assert (typed["schedule"], typed["seed"]) == ("linear", "0")
+    assert (typed["schedule"], typed["seed"]) == ("exponential", "0")
     assert [row["round"] for row in found.history if "round/num_steps" in row] == [0]
