@@ -39,7 +39,15 @@ async def score_at(
     body = {"model": model, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": num_top}
     answer = await endpoint.post("/v1/completions", {**body, **more})
     with understood(endpoint):
-        return _scores(endpoint, answer, token_ids, num_top)
+        rows = answer["choices"][0].get("prompt_logprobs")
+        if not rows:
+            raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
+        logprobs = [float(row[str(token)]["logprob"]) for token, row in zip(token_ids[1:], rows[1:], strict=True)]
+        if not num_top:
+            return Scores(logprobs, usage=usage_of(answer))
+        tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows[1:]]
+        top_ids = [[int(token) for token, _ in top] for top in tops]
+        return Scores(logprobs, top_ids, [[entry["logprob"] for _, entry in top] for top in tops], usage_of(answer))
 
 
 @contextmanager
@@ -49,22 +57,6 @@ def understood(endpoint: Endpoint) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"{endpoint.address} answers in a form that is not understood: {error!r}") from error
-
-
-def _scores(endpoint: Endpoint, answer: Any, token_ids: Sequence[int], num_top: int) -> Scores:
-    rows = answer["choices"][0].get("prompt_logprobs")
-    if not rows:
-        raise EngineError(f"{endpoint.address} gives no log-probabilities of a prompt: it must be a vLLM server.")
-    logprobs = [float(row[str(token)]["logprob"]) for token, row in zip(token_ids[1:], rows[1:], strict=True)]
-    if not num_top:
-        return Scores(logprobs, usage=usage_of(answer))
-    tops = [sorted(row.items(), key=lambda item: item[1]["rank"])[:num_top] for row in rows[1:]]
-    return Scores(
-        logprobs,
-        [[int(token) for token, _ in top] for top in tops],
-        [[entry["logprob"] for _, entry in top] for top in tops],
-        usage_of(answer),
-    )
 
 
 def generation_of(endpoint: Endpoint, choice: Any, version: int) -> Generation:

@@ -85,11 +85,6 @@ class VllmEngine:
     def address(self) -> str:
         return ", ".join(endpoint.address for endpoint in self.endpoints)
 
-    @property
-    def drift(self) -> float:
-        """What the last probe found: the mean difference of the log-probabilities, in nats."""
-        return self.probe.drift
-
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Return a response. Its draw has a seed of its own, but a GPU's sums depend on the batch it met."""
         version, key = self.version, sampling.key or Key(0, 0, "", 0)
@@ -157,12 +152,7 @@ class VllmEngine:
             EngineError: it refuses the weights, or its log-probabilities are not the trainer's afterwards.
         """
         if self.version < 0:
-            self.way.check()
-        if not self.endpoints:
-            self._start()
-        if self.version < 0:
-            for endpoint in self.endpoints:
-                check_served(endpoint, BASE, self.student.max_context_tokens)
+            self._begin()
         try:
             asyncio.run(self._update(version, weights))
         except DriftError:
@@ -207,10 +197,16 @@ class VllmEngine:
             )
         return Adapters(self.folder / "adapters", self.student.lora_rank)
 
-    def _start(self) -> None:
-        if self.student.source is None:
-            self.student.save_base(self.folder / "base")
-        self._serve(self.student.source or str(self.folder / "base"))
+    def _begin(self) -> None:
+        """Start a server where none is given, and check what all of them serve."""
+        if isinstance(self.way, Transfer):
+            self.way.check()
+        if not self.endpoints:
+            if self.student.source is None:
+                self.student.save_base(self.folder / "base")
+            self._serve(self.student.source or str(self.folder / "base"))
+        for endpoint in self.endpoints:
+            check_served(endpoint, BASE, self.student.max_context_tokens)
 
     def _serve(self, weights: str) -> None:
         self._running = self.server.start(self.command(weights, self.alias), self.folder / "vllm.log")

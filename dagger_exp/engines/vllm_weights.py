@@ -47,10 +47,6 @@ class Way(Protocol):
     name: str
     """Under which requests ask for the weights that were sent last."""
 
-    def check(self) -> None:
-        """Look before a server is started whether this way is open here; raises `ConfigError` with the mend."""
-        ...
-
     async def send(self, version: int, weights: Any, endpoints: Sequence[Endpoint]) -> None:
         """Have all servers serve these weights, a live module; raises `ConfigError` or `EngineError`."""
         ...
@@ -74,9 +70,6 @@ class Adapters:
         self.folder, self.rank, self.name, self._path = folder, rank, BASE, folder
         self._run = _digest(str(folder.resolve()).encode())  # another run has another folder
 
-    def check(self) -> None:
-        """Leave it to the servers."""
-
     async def send(self, version: int, weights: Any, endpoints: Sequence[Endpoint]) -> None:
         """Save the adapter, have it loaded, and the one before unloaded."""
         path = self.folder / str(version)
@@ -93,8 +86,13 @@ class Adapters:
     async def _unload_others(self, endpoint: Endpoint) -> None:
         """Have a server drop the run's earlier adapters, also those that it had loaded before it was killed."""
         for name in await asyncio.to_thread(endpoint.models):
-            if name.startswith(self._run) and name != self.name:
-                await _unload(name, endpoint)
+            if not name.startswith(self._run) or name == self.name:
+                continue
+            try:
+                await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
+            except EngineError as error:
+                if "cannot be found" not in str(error):  # it was unloaded, but the answer was lost
+                    raise
 
     async def send_again(self, endpoint: Endpoint) -> None:
         """Have a server load the adapter of this version."""
@@ -125,9 +123,6 @@ class Reloading:
     def __init__(self, student: Servable, folder: Path) -> None:
         self.student, self.folder = student, folder
 
-    def check(self) -> None:
-        """Leave it to the servers."""
-
     async def send(self, version: int, weights: Any, endpoints: Sequence[Endpoint]) -> None:
         """Save the weights and have them loaded."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -157,7 +152,7 @@ class Transfer:
         self.backend, self._senders = backend, dict[str, Any]()
 
     def check(self) -> None:
-        """Look for a GPU and for vLLM."""
+        """Look for a GPU and for vLLM before a server is started; raises `ConfigError`."""
         import torch
 
         if not torch.cuda.is_available():
@@ -227,14 +222,6 @@ async def _nccl(endpoint: Endpoint) -> Any:
         master_port=get_open_port(),
         world_size=1 + (await endpoint.get("/get_world_size"))["world_size"],
     )
-
-
-async def _unload(name: str, endpoint: Endpoint) -> None:
-    try:
-        await endpoint.post("/v1/unload_lora_adapter", {"lora_name": name})
-    except EngineError as error:
-        if "cannot be found" not in str(error):  # it was unloaded, but the answer was lost
-            raise
 
 
 async def commanded(endpoint: Endpoint, path: str, body: dict[str, Any]) -> None:

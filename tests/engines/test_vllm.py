@@ -152,7 +152,7 @@ def test_every_version_of_the_adapter_is_served_and_the_one_before_is_not(served
     said: list[list[Any]] = []
     for version in (1, 2):
         engine.load_weights(version, trained(own.model, seed=version))
-        assert engine.drift < TOLERANCE
+        assert engine.probe.drift < TOLERANCE
         answers = generated(engine, own)
         assert [list(a.token_ids) for a in answers] == [list(a.token_ids) for a in generated(in_process(own), own)]
         assert {answer.policy_version for answer in answers} == {version}
