@@ -15,10 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.protocols import SandboxSpec
-from dagger_exp.sandboxes.limits import Limits
+from dagger_exp.sandboxes.limits import CGROUPS, LEAF, SHARED_MIB, Limits
 from dagger_exp.sandboxes.pool import Pool
+from dagger_exp.sandboxes.process import spawn
 from dagger_exp.sandboxes.session import Session, init_settings
-from dagger_exp.sandboxes.zygote import Mounts, Zygotes, zygote_command
+from dagger_exp.sandboxes.zygote import Mounts, Root, Zygote, Zygotes, zygote_command
 
 OWN_PYTHON = "python{}.{}".format(*sys.version_info)
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -28,9 +29,11 @@ OWN_FILES = ("passwd", "group", "hosts")
 """Of `/etc`, with a user for the commands."""
 UIDS = (1 << 30, 1 << 31)
 """Where a run of root takes the users of its sandboxes from: no account of a machine is there."""
-SHARED_MIB = 64
-"""Of `/dev/shm`, as containers have it."""
 SEAL = "--dir /work --dir /tmp --remount-ro /dev --remount-ro /".split()
+SCOPE = "systemd-run {user} --scope --quiet --collect --property=Delegate=yes --"
+DIVIDE = f"""own=/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup) && mkdir "$own{LEAF}" &&
+echo $$ >"$own{LEAF}/cgroup.procs" && echo +memory >"$own/cgroup.subtree_control"; exec "$@\""""
+"""Runs a program in a cgroup below the one that systemd gave, where others can be made beside it (version 2)."""
 OWN_COUNT = (5, 14)
 """Since this kernel a user's processes are counted by user namespace."""
 
@@ -51,6 +54,7 @@ class BubblewrapSandboxes(Pool):
     def __init__(self, *, run_id: str, limits: Limits, max_live: int = 16, num_ready: int = 2) -> None:
         super().__init__(run_id=run_id, limits=limits, max_live=max_live, num_ready=num_ready)
         self._zygotes: Zygotes | None = None
+        self._scope: list[str] = []
 
     @property
     def python(self) -> str:
@@ -77,7 +81,8 @@ class BubblewrapSandboxes(Pool):
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold the sandboxes of one event loop, and what they are forked from."""
-        zygotes = self._zygotes = Zygotes(self._command)
+        self._scope = await _scope()
+        zygotes = self._zygotes = Zygotes(self._root)
         try:
             async with super().connected():
                 yield
@@ -88,6 +93,17 @@ class BubblewrapSandboxes(Pool):
     async def _start(self, spec: SandboxSpec) -> Session:
         if spec.image is not None:
             raise SandboxError(f"bubblewrap has no images, and the env asks for {spec.image}: take sandbox=docker.")
+        if (zygotes := self._zygotes) is None:
+            raise SandboxError("the pool was closed while a sandbox started.")
+        zygote = await zygotes.get(spec.mounts)
+        try:
+            return await self._forked(zygote, spec)
+        except SandboxError:
+            if zygote.is_alive:
+                raise
+        return await self._forked(await zygotes.get(spec.mounts), spec)  # it may have died before this was asked for
+
+    async def _forked(self, zygote: Zygote, spec: SandboxSpec) -> Session:
         uid = UIDS[0] + secrets.randbelow(UIDS[1] - UIDS[0]) if os.getuid() == 0 else None
         settings = init_settings(
             self.limits,
@@ -96,25 +112,31 @@ class BubblewrapSandboxes(Pool):
             uid=uid,
             maps_user=True,
             counts_processes=uid is not None or _kernel() >= OWN_COUNT,
+            is_counted=zygote.groups is not None,
         )
-        if (zygotes := self._zygotes) is None:
-            raise SandboxError("the pool was closed while a sandbox started.")
-        zygote = await zygotes.get(spec.mounts)
-        try:
-            return await zygote.fork(settings)
-        except SandboxError:
-            if zygote.is_alive:
-                raise
-        return await (await zygotes.get(spec.mounts)).fork(settings)  # it may have died before this was asked for
+        return await zygote.fork(settings, self.limits.total_mib)
 
-    def _command(self, mounts: Mounts) -> list[str]:
+    def _root(self, mounts: Mounts) -> Root:
         bound = [word for source, path in mounts for word in _bound(source, path)]
-        return [*_namespaces(), *_system(), *bound, *SEAL, "--", *zygote_command(f"dagger-exp-{self.run_id}")]
+        zygote = zygote_command(f"dagger-exp-{self.run_id}")
+        command = [*self._scope, *_namespaces(), *_system(), *bound, *SEAL, "--", *zygote]
+        shown = ["/usr", *SYSTEM_FOLDERS, sys.base_prefix, *(path for _, path in mounts)]
+        return command, shown, _hidden()
 
     def _tmpfs(self, owner: int) -> dict[str, str]:
         size = f"size={self.limits.disk_mib}m,nr_inodes={self.limits.num_inodes}"
         shared = f"size={SHARED_MIB}m,nr_inodes={self.limits.num_inodes},mode=1777"
         return {"/work": f"{size},mode=755,uid={owner},gid={owner}", "/tmp": f"{size},mode=1777", "/dev/shm": shared}  # noqa: S108 - inside
+
+
+async def _scope() -> list[str]:
+    """Return what runs a program where it may make cgroups, if systemd gives that: to a root, or to a plain user."""
+    scope = SCOPE.format(user="--user" if os.getuid() else "").split()
+    if shutil.which(scope[0]) is None or not (CGROUPS / "cgroup.controllers").exists():
+        return []
+    tried = await spawn([*scope, "true"], stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL)
+    await tried.communicate()
+    return [*scope, "sh", "-c", DIVIDE, "sh"] if tried.returncode == 0 else []
 
 
 def _namespaces() -> list[str]:
@@ -142,16 +164,14 @@ def _system() -> list[str]:
     environment = [word for item in variables.items() for word in ("--setenv", *item)]
     etc = ["--perms", "0755", "--dir", "/etc", *etc]
     shown = ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/usr", "/usr", *folders, *etc, *python]
-    return [*shown, *_hidden(), *environment]
+    return [*shown, *environment]
 
 
 def _hidden() -> list[str]:
     """Return what is laid over installed packages, among which a repair could be found, and over settings."""
     roots = sorted({sys.base_prefix, "/usr", "/usr/local"})
     found = [path for root in roots for pattern in HIDDEN for path in sorted(Path(root).glob(pattern))]
-    empty = [str(path) for path in found if path.is_dir() and not path.is_symlink()]
-    # Read only, since the sandboxes of a zygote share it.
-    return [word for path in empty for word in ("--perms", "0755", "--tmpfs", path, "--remount-ro", path)]
+    return [str(path) for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _shown(folder: Path) -> list[str]:

@@ -11,13 +11,13 @@ from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.protocols import SandboxSpec
 from dagger_exp.sandboxes import owner
 from dagger_exp.sandboxes.container import Clients, Container, found, remove
-from dagger_exp.sandboxes.limits import Limits
+from dagger_exp.sandboxes.forks import SOCKET_BYTES
+from dagger_exp.sandboxes.limits import SHARED_MIB, Limits
 from dagger_exp.sandboxes.pool import Pool
 from dagger_exp.sandboxes.session import Session, init_command
 
 RUN_LABEL, OWNER_LABEL = "dagger-exp.run", "dagger-exp.owner"
-SHARED_MIB = 64
-"""Of `/dev/shm`, and of the memory disk that the daemon makes of `/dev`."""
+BUFFER_LIMITS = dict.fromkeys(("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"), SOCKET_BYTES)
 
 
 class DockerSandboxes(Pool):
@@ -51,7 +51,7 @@ class DockerSandboxes(Pool):
         self.read_only = read_only
         self._clients = Clients()
         self._users: dict[str, str] = {}
-        self._served_by: str | None = None
+        self._daemon: tuple[bool, bool] | None = None
 
     @property
     def python(self) -> str:
@@ -108,26 +108,27 @@ class DockerSandboxes(Pool):
                 self._users[image] = client.api.inspect_image(image)["Config"]["User"].partition(":")[0]
         return self._users[image]
 
-    def _is_podman(self) -> bool:
-        """Whether it is podman that serves the interface."""
-        if self._served_by is None:
+    def _facts(self) -> tuple[bool, bool]:
+        """Return whether it is podman that serves the interface, and whether limits of memory hold."""
+        if self._daemon is None:
             with self._clients.one() as client:
-                self._served_by = ", ".join(part["Name"] for part in client.version().get("Components") or ())
-        return "Podman" in self._served_by
+                served_by = ", ".join(part["Name"] for part in client.version().get("Components") or ())
+                self._daemon = "Podman" in served_by, bool(client.info().get("MemoryLimit"))
+        return self._daemon
 
     def _options(self, spec: SandboxSpec, user: str) -> dict[str, Any]:
         limits = self.limits
-        # What lies on a memory disk counts too, and commands that fill it must not leave process 1 without memory.
-        memory = f"{limits.memory_mib + 2 * limits.disk_mib + 2 * SHARED_MIB}m"
+        is_podman, is_counted = self._facts()
+        memory = f"{limits.total_mib}m"
         disk = f"size={limits.disk_mib}m,mode=1777,exec"
-        if self._is_podman():  # which gives a folder to the user by itself, and cannot count files
+        if is_podman:  # which gives a folder to the user by itself, and cannot count files
             owned = f"{disk},U"
         else:  # daemons that are not new keep the mode of a folder that the image has, but not its owner
             disk += f",nr_inodes={limits.num_inodes}"
             owned = f"{disk},uid={user}" if user.isdecimal() else disk
         return {
             "entrypoint": [],
-            "command": init_command(limits, dict(spec.environment)),
+            "command": init_command(limits, dict(spec.environment), is_counted=is_counted),
             "stdin_open": True,
             "auto_remove": True,
             "network_mode": "none",
@@ -140,6 +141,9 @@ class DockerSandboxes(Pool):
             "mem_limit": memory,
             "memswap_limit": memory,
             "pids_limit": limits.max_processes + 1,
+            "oom_score_adj": 500,  # commands cannot go below, so that no other program of the machine is ended for them
+            "sysctls": BUFFER_LIMITS,
+            "log_config": {"Type": "none"},  # else the daemon keeps all answers on the disk
             "use_config_proxy": False,  # which may hold a password
             "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"},  # noqa: S108
             "labels": {RUN_LABEL: self.run_id, OWNER_LABEL: owner.this()},

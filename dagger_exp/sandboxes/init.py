@@ -36,7 +36,11 @@ LENGTHS = struct.Struct(">II")
 USER_ID = 1000
 """Of the commands, as they see it, where the sandbox can choose it."""
 SIGKILL_CODE = 128 + signal.SIGKILL
-RESIDENT = (b"RssAnon:", b"RssShmem:")
+HELD = (b"RssAnon:", b"RssShmem:", b"VmSwap:", b"VmPTE:")
+MAX_FILES = 256
+"""Open in one process."""
+MAX_SIGNALS = 256
+"""Queued, since all processes of a user have one queue."""
 
 F_SETPIPE_SZ = 1031
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -250,17 +254,34 @@ def exit_code(status: int) -> int:
 
 def excess(settings: dict) -> bytes:
     """Return what is said where all processes together are too many or hold too much; else nothing."""
-    num_kib = num_processes = 0
+    num_kib, num_files, num_processes = count_sockets() * settings["socket_kib"], 0, 0
     for name in os.listdir("/proc"):  # noqa: PTH208 - what needs no import starts sooner
         if name.isdigit() and name != "1":
             with suppress(OSError), open(f"/proc/{name}/status", "rb") as file:  # noqa: PTH123
-                num_kib += sum(int(line.split()[1]) for line in file if line.startswith(RESIDENT))
+                num_kib += sum(int(line.split()[1]) for line in file if line.startswith(HELD))
                 num_processes += 1
+            num_files += count_files(name) if settings["uid"] is None else 0
     if num_kib > settings["memory_mib"] * 1024:
         return b"\n[sandbox: ended, more than %d MiB of memory in use]\n" % settings["memory_mib"]
     if num_processes > settings["max_processes"]:
         return b"\n[sandbox: ended, more than %d processes]\n" % settings["max_processes"]
+    if num_files > settings["max_files"]:
+        return b"\n[sandbox: ended, more than %d open files]\n" % settings["max_files"]
     return b""
+
+
+def count_sockets() -> int:
+    with open("/proc/net/sockstat", "rb") as file:  # noqa: PTH123
+        return int(file.readline().split()[2])
+
+
+def count_files(process: str) -> int:
+    try:
+        return len(os.listdir(f"/proc/{process}/fd"))  # noqa: PTH208
+    except PermissionError:  # one that hides them may have as many
+        return MAX_FILES
+    except OSError:
+        return 0
 
 
 def end_all() -> None:
@@ -280,6 +301,7 @@ def act_as_command(settings: dict, action: Callable[[], None], output: int) -> N
         os.setsid()
         detach(output)
         become_user(settings)
+        os.closerange(3, 1024)
         limit(settings)
         refuse_calls(bytes.fromhex(settings["call_filter"]))
         action()
@@ -292,11 +314,10 @@ def act_as_command(settings: dict, action: Callable[[], None], output: int) -> N
 
 
 def detach(output: int) -> None:
-    """Keep nothing of process 1: neither descriptors nor how it handles signals."""
+    """Keep neither the streams of process 1 nor how it handles signals."""
     null = os.open("/dev/null", os.O_RDWR)
     for target, source in enumerate((null, output, output)):
         os.dup2(source, target)
-    os.closerange(3, 1024)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
@@ -309,13 +330,14 @@ def become_user(settings: dict) -> None:
         os.setresgid(settings["uid"], settings["uid"], settings["uid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
     LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else its own /proc is closed to it
-    put("/proc/self/oom_score_adj", "1000")
+    own = settings["proc"] + "/self/"
+    put(own + "oom_score_adj", "1000")
     if settings["maps_user"]:  # so that all see the same user, whoever they are to this machine
         maps = [("uid_map", os.getuid()), ("gid_map", os.getgid())]
         checked(LIBC.unshare(CLONE_NEWUSER), "unshare")
-        put("/proc/self/setgroups", "deny")
+        put(own + "setgroups", "deny")
         for name, outer in maps:
-            put("/proc/self/" + name, f"{USER_ID} {outer} 1")
+            put(own + name, f"{USER_ID} {outer} 1")
 
 
 def put(path: str, text: str) -> None:
@@ -329,7 +351,9 @@ def limit(settings: dict) -> None:
         resource.RLIMIT_DATA: settings["memory_mib"] * MIB,
         resource.RLIMIT_FSIZE: settings["file_mib"] * MIB,
         resource.RLIMIT_CPU: settings["cpu_s"],
-        resource.RLIMIT_NOFILE: 1024,
+        resource.RLIMIT_NOFILE: MAX_FILES,
+        resource.RLIMIT_SIGPENDING: MAX_SIGNALS,
+        resource.RLIMIT_MEMLOCK: 1 << 16,
     }
     if settings["counts_processes"]:
         wanted[resource.RLIMIT_NPROC] = settings["max_processes"]

@@ -13,6 +13,8 @@ from dagger_exp.errors import SandboxError
 from dagger_exp.sandboxes.session import Session
 
 MAX_WORDS_BYTES = 2000
+KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
+"""Where programs are, and where a user's systemd listens."""
 MAX_FRAME_BYTES = 1 << 20
 """Read ahead of what is asked for."""
 
@@ -47,7 +49,7 @@ async def spawn(command: Sequence[str], *, stdin: int, stdout: int) -> asyncio.s
             stdin=stdin,
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ.get("PATH", os.defpath)},  # and no secret
+            env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},  # and no secret
             cwd="/",
             start_new_session=True,  # Ctrl-C is ours to hear; and a group that ends as one
             limit=MAX_FRAME_BYTES,

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dagger_exp.errors import SandboxError
@@ -33,6 +34,7 @@ def init_settings(
     uid: int | None = None,
     maps_user: bool = False,
     counts_processes: bool = False,
+    is_counted: bool = False,
 ) -> dict[str, Any]:
     """Return what process 1 of a sandbox must know.
 
@@ -43,10 +45,15 @@ def init_settings(
         uid: of the commands, where it has the capability to choose it; None is its own.
         maps_user: whether commands see one and the same user id in all sandboxes.
         counts_processes: whether the system can count the processes of this sandbox alone.
+        is_counted: whether the system bounds all memory that it holds.
     """
     return {
         **asdict(limits),
-        "call_filter": call_filter().hex(),
+        "call_filter": call_filter(allows_shared_memory=is_counted).hex(),
+        "max_files": limits.max_files,
+        "socket_kib": 0 if is_counted else _socket_kib(),
+        "is_counted": is_counted,
+        "proc": "/proc",
         "environment": dict(environment),
         "tmpfs": dict(tmpfs or {}),
         "uid": uid,
@@ -55,9 +62,16 @@ def init_settings(
     }
 
 
-def init_command(limits: Limits, environment: Mapping[str, str]) -> list[str]:
+def init_command(limits: Limits, environment: Mapping[str, str], *, is_counted: bool = False) -> list[str]:
     """Return the command that is process 1 of a container, which has its own memory disks and user."""
-    return ["python3", "-I", "-S", "-c", source("init.py"), ascii(init_settings(limits, environment=environment))]
+    settings = init_settings(limits, environment=environment, is_counted=is_counted)
+    return ["python3", "-I", "-S", "-c", source("init.py"), ascii(settings)]
+
+
+def _socket_kib() -> int:
+    """Return what a socket may keep for both ways, in KiB."""
+    sizes = [Path("/proc/sys/net/core", name).read_text() for name in ("rmem_default", "wmem_default")]
+    return sum(map(int, sizes)) >> 10
 
 
 def source(name: str) -> str:

@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from dagger_exp.errors import SandboxError
+from dagger_exp.sandboxes.limits import make_group, memory_groups, remove_group
 from dagger_exp.sandboxes.process import MAX_FRAME_BYTES, last_line, spawn
 from dagger_exp.sandboxes.session import START_TIMEOUT_S, Session, source
 
@@ -26,9 +28,13 @@ import sys
 init = type(sys)("init")
 exec(compile({init!r}, "init.py", "exec"), init.__dict__)
 sys.modules["dagger_exp.sandboxes.init"] = init
-exec(compile({forks!r}, "forks.py", "exec"), {{"__name__": "__main__"}})
+forks = type(sys)("forks")
+exec(compile({forks!r}, "forks.py", "exec"), forks.__dict__)
+forks.main({shown!r}, {hidden!r})
 """
 Mounts = tuple[tuple[str, str], ...]
+Root = tuple[list[str], list[str], list[str]]
+"""The command of a bubblewrap, the folders that it shows, and those in them that are to look empty."""
 
 
 def zygote_command(name: str) -> list[str]:
@@ -40,11 +46,11 @@ class Zygotes:
     """Those of one event loop, by the folders that they show.
 
     Args:
-        command: starts one that shows these folders.
+        root: returns what one is started with that shows these mounts.
     """
 
-    def __init__(self, command: Callable[[Mounts], Sequence[str]]) -> None:
-        self._command = command
+    def __init__(self, root: Callable[[Mounts], Root]) -> None:
+        self._root = root
         self._started: dict[Mounts, asyncio.Task[Zygote]] = {}
         self._is_over = False
 
@@ -65,7 +71,7 @@ class Zygotes:
     async def _next(self, mounts: Mounts, before: asyncio.Task[Zygote] | None) -> Zygote:
         if before is not None:
             await _ended(before)
-        return await Zygote.start(self._command(mounts))
+        return await Zygote.start(self._root(mounts))
 
 
 async def _ended(starting: asyncio.Task[Zygote]) -> None:
@@ -80,16 +86,21 @@ class Zygote:
     Args:
         process: a bubblewrap whose process 1 is `forks`, in a group of its own.
         asked: takes a datagram for each sandbox.
+
+    Attributes:
+        groups: below which a sandbox has its cgroup; None where it has none.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, asked: socket.socket) -> None:
         assert process.stderr
         self._process, self._asked = process, asked
         self._said = asyncio.create_task(process.stderr.read())
+        self.groups: Path | None = None
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Zygote:
+    async def start(cls, root: Root) -> Zygote:
         """Start one; raises `SandboxError` where the program cannot be started at all."""
+        command, shown, hidden = root
         with ExitStack() as at_failure:
             asked, asks = _pair(socket.SOCK_SEQPACKET)
             at_failure.enter_context(asked)
@@ -98,7 +109,9 @@ class Zygote:
                 zygote = cls(await spawn(command, stdin=asks.fileno(), stdout=asyncio.subprocess.DEVNULL), asked)
             at_failure.pop_all()
         try:
-            await zygote._send(PROGRAM.format(init=source("init.py"), forks=source("forks.py")))
+            programs = {"init": source("init.py"), "forks": source("forks.py")}
+            await zygote._send(PROGRAM.format(**programs, shown=shown, hidden=hidden))
+            zygote.groups = await memory_groups(zygote._process.pid, waits=command[0] == "systemd-run")
         except SandboxError:
             await zygote.end()
             raise
@@ -109,17 +122,22 @@ class Zygote:
         """Whether it has not ended; the end of what it says is heard before its exit code."""
         return self._process.returncode is None and not self._said.done()
 
-    async def fork(self, settings: Mapping[str, Any]) -> Session:
-        """Return a started sandbox; raises `SandboxError`."""
-        with ExitStack() as at_failure:
+    async def fork(self, settings: Mapping[str, Any], total_mib: int) -> Session:
+        """Return a started sandbox that holds so much memory at most, if it has a group; raises `SandboxError`."""
+        with ExitStack() as at_failure, ExitStack() as at_end:
             stream, their_stream = _pair(socket.SOCK_STREAM)
             at_failure.enter_context(stream)
-            with their_stream:
-                complaints, complains = _pair(socket.SOCK_STREAM)
-                at_failure.enter_context(complaints)
-                with complains:
-                    await self._send(ascii(dict(settings)), their_stream.fileno(), complains.fileno())
-            session = await self._session(stream, complaints)
+            at_end.enter_context(their_stream)
+            complaints, complains = _pair(socket.SOCK_STREAM)
+            at_failure.enter_context(complaints)
+            at_end.enter_context(complains)
+            descriptors, group = [their_stream.fileno(), complains.fileno()], None
+            if self.groups is not None:
+                group = make_group(self.groups, total_mib)
+                at_failure.callback(group.rmdir)
+                descriptors.append(at_end.enter_context((group / "cgroup.procs").open("wb")).fileno())
+            await self._send(ascii(dict(settings)), *descriptors)
+            session = await self._session(stream, complaints, group)
             at_failure.pop_all()
         await session.start()
         return session
@@ -149,7 +167,7 @@ class Zygote:
                 return
         raise SandboxError(f"bubblewrap takes no more sandboxes since {START_TIMEOUT_S:g} s.")
 
-    async def _session(self, stream: socket.socket, complaints: socket.socket) -> Session:
+    async def _session(self, stream: socket.socket, complaints: socket.socket, group: Path | None) -> Session:
         reader, writer = await asyncio.open_connection(sock=stream, limit=MAX_FRAME_BYTES)
         complaint, closer = await asyncio.open_connection(sock=complaints)
         said = bytearray()
@@ -162,6 +180,8 @@ class Zygote:
                 logging.getLogger(__name__).warning("a sandbox has not ended in time; it ends with the pool")
             finally:
                 closer.close()
+            if group is not None:
+                await remove_group(group)
 
         async def last_words() -> str:
             return last_line(bytes(said)) or await self._last_words()

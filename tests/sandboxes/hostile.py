@@ -137,6 +137,106 @@ ATTACKS = {
     "closes_output": "exec >&- 2>&-; sleep 60",
     "sleeps": "sleep 100",
     "ignores_signals": "trap '' TERM INT HUP; while :; do :; done",
+    # what it holds outside its processes; each ends by itself where nothing stops it, after 600 MB at most
+    "shared_memory_unmapped": python(
+        "import mmap, time\nkept = []\n"
+        "for _ in range(12):\n"
+        " m = mmap.mmap(-1, 50 << 20)\n"
+        " for at in range(0, 50 << 20, 4096): m[at] = 1\n"
+        " m.madvise(mmap.MADV_DONTNEED); kept.append(m)\n"
+        "print('BREACH')"
+    ),
+    "shared_memory_of_zero": python(
+        "import mmap\nkept = []\n"
+        "with open('/dev/zero', 'r+b') as zero:\n"
+        " for _ in range(12):\n"
+        "  m = mmap.mmap(zero.fileno(), 50 << 20)\n"
+        "  for at in range(0, 50 << 20, 4096): m[at] = 1\n"
+        "  m.madvise(mmap.MADV_DONTNEED); kept.append(m)\n"
+        "print('BREACH')"
+    ),
+    "socket_buffers": "("
+    + python(
+        "import time\nfilled, kept = 0, []\n"
+        "for _ in range(15):\n"
+        " if os.fork() == 0: break\n"
+        "for _ in range(110):\n"
+        " pair = socket.socketpair(); kept.append(pair)\n"
+        " for one in pair:\n"
+        "  one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20); one.setblocking(False)\n"
+        "  try:\n"
+        "   while filled < 40 << 20: filled += one.send(bytes(65536))\n"
+        "  except OSError: pass\n"
+        "time.sleep(1)\n"
+        "if filled > 12 << 20: os.write(1, b'filled\\n')\n"
+        "try:\n"
+        " while True: os.wait()\n"
+        "except OSError: pass"
+    )
+    + "\n) > sum; test $(grep -c filled sum) -gt 14 && echo BREACH",
+    "connection_buffers": python(
+        "filled, kept = 0, []\n"
+        "server = socket.create_server(('127.0.0.1', 0), backlog=100)\n"
+        "for _ in range(30):\n"
+        " one = socket.create_connection(server.getsockname()); kept += [one, server.accept()[0]]\n"
+        " one.setblocking(False)\n"
+        " try:\n"
+        "  while filled < 600 << 20: filled += one.send(bytes(65536))\n"
+        " except OSError: pass\n"
+        "if filled > 30 << 20: print('BREACH')"
+    ),
+    "page_tables": python(
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]\n"
+        "start = libc.mmap(None, 1 << 38, 1, 0x4022, -1, 0)\n"
+        "for at in range(start, start + (1 << 38), 1 << 21): ctypes.string_at(at, 1)\n"
+        "print('BREACH')"
+    ),
+    "spliced_pages": python(
+        "given = ctypes.create_string_buffer(9)\nvector = (ctypes.c_ulong * 2)(ctypes.addressof(given), 8)\n"
+        "if libc.vmsplice(os.pipe()[1], vector, 1, 0) > 0: print('BREACH')"
+    ),
+    "huge_pages": python(
+        "import mmap\ntry: mmap.mmap(-1, 1 << 21, flags=0x40022); print('BREACH')\nexcept OSError as error: print(error)"
+    ),
+    # what all of the machine, or of a user, share
+    "spared_when_memory_ends": python(
+        "try: open('/proc/self/oom_score_adj', 'w').write('0')\nexcept OSError as error: print(error)\n"
+        "if int(open('/proc/self/oom_score_adj').read()) < 500: print('BREACH')"
+    ),
+    "asynchronous_io": python(
+        "context = ctypes.c_ulong()\nif libc.syscall(206, 60000, ctypes.byref(context)) == 0: print('BREACH')"
+    ),
+    "watches": python("if libc.inotify_init1(0) >= 0 or libc.syscall(300, 0, 0) >= 0: print('BREACH')"),
+    "message_queues": python("if libc.syscall(240, b'x', 0o102, 0o600, 0) >= 0: print('BREACH')"),
+    "other_socket_pairs": python(
+        "pair = (ctypes.c_int * 2)()\n"
+        "if libc.socketpair(17, 2, 0, pair) == 0 or ctypes.get_errno() != 97: print('BREACH')"
+    ),
+    "leases": python(
+        "import fcntl\nos.close(os.open('f', os.O_CREAT))\n"
+        "try: fcntl.fcntl(os.open('f', 0), 1024, fcntl.F_RDLCK); print('BREACH')\nexcept OSError as error: print(error)"
+    ),
+    "terminals": "("
+    + python(
+        "import time\n"
+        "for _ in range(6):\n"
+        " if os.fork() == 0: break\n"
+        "kept = []\n"
+        "try:\n"
+        " while len(kept) < 240: kept.append(os.open('/dev/ptmx', os.O_RDWR))\n"
+        "except OSError: pass\n"
+        "time.sleep(1)\nos.write(1, b'%d\\n' % len(kept))\n"
+        "try:\n"
+        " while True: os.wait()\n"
+        "except OSError: pass"
+    )
+    + "\n) > sum; test $(($(tr '\n' '+' < sum)0)) -gt 1000 && echo BREACH",
+    "signals": python(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [40])\n"
+        "value = ctypes.c_void_p()\n"
+        "if sum(libc.sigqueue(os.getpid(), 40, value) == 0 for _ in range(2000)) > 300: print('BREACH')"
+    ),
     # what it leaves behind
     "daemons": "(setsid nohup sh -c 'sleep 76543; echo BREACH' &) >/dev/null 2>&1; exit 0",
     "double_fork": python(
