@@ -18,6 +18,7 @@ from dagger_exp.config.mistakes import unknown
 from dagger_exp.errors import ConfigError
 
 PASSED_BY_BUILD: dict[str, set[str]] = {
+    "demonstrations": {"scaffold"},
     "env": {"scaffold", "sandboxes"},
     "sandbox": {"run_id"},
     "student": {"vocabulary", "seed"},

@@ -97,7 +97,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         concurrency=at_once(cfg.rollout.concurrency, sandboxes),
         keeps=EpisodeFilter(**cfg.filter),
         round_timeout_s=cfg.rollout.round_timeout_s,
-        demonstrations=make_optional(cfg.demonstrations),
+        demonstrations=make_optional(cfg.demonstrations, scaffold=scaffold),
     )
     return Run(
         folder=folder,

@@ -60,8 +60,14 @@ class BashScaffold:
         return ToolCall("bash", json.dumps({"command": blocks[0].removesuffix("\n")}, ensure_ascii=False))
 
     def write(self, call: ToolCall) -> Message:
-        """Return the message with the block of a call, fenced by more backticks where the command has some itself."""
-        command = _command(call)
+        """Return the message with the block of a call, fenced by more backticks where the command has some itself.
+
+        Raises:
+            MalformedAction: the call is of another tool than a shell or the end of the task.
+        """
+        if call.name not in ("bash", "execute_bash", "finish"):
+            raise MalformedAction(f"There is no tool {call.name!r} in a shell. {FORM}")
+        command = SUBMIT if call.name == "finish" else _command(call)
         longest = max(map(len, re.findall(r"`{3,}", command)), default=2)
         fence = "`" * (longest + 1)
         return Message("assistant", f"{fence}bash\n{command}\n{fence}")

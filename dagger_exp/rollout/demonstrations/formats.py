@@ -1,6 +1,7 @@
 """What is a trajectory of another program? Its rows as messages, and whether it solved its task.
 
-openhands   rows of `messages` or `trajectory` as in the published sets, or of `output.jsonl` with events (`history`)
+openhands   rows of `messages` or `trajectory` as in the published sets, or of `output.jsonl` with events (`history`) of
+            OpenHands 0.x (`action`, `observation`) or 1.x (`kind`)
 swe_agent   a `.traj` of SWE-agent (`history`, `info`), or a `.traj.json` of mini-swe-agent (`messages`, `info`)
 swe_smith   rows of `messages`, as a list or as JSON text, with `instance_id` and `resolved`
 messages    rows of `messages` and nothing that tells whose they are
@@ -24,7 +25,15 @@ Raw = Mapping[str, Any]
 FORMATS = ("openhands", "swe_agent", "swe_smith", "messages")
 UNSEEN_ACTIONS = ("recall", "change_agent_state", "null")
 UNSEEN_OBSERVATIONS = ("recall", "agent_state_changed", "null")
+UNSEEN_KINDS = (
+    "CondensationRequest",
+    "ConversationStateUpdateEvent",
+    "PauseEvent",
+    "TokenEvent",
+    "LLMCompletionLogEvent",
+)
 """Events of OpenHands that its model is not shown."""
+CONDENSED = "its history was condensed, so nobody knows what the model was shown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ def recognised(row: Raw) -> str | None:
 
 def _read(row: Raw, default_id: str) -> Demonstration:
     raw = _raw_messages(row)
-    if any(message.get("weight") == 0 for message in raw if message["role"] == "assistant"):
+    if any(message.get("weight") == 0 for message in raw if message.get("role") == "assistant"):
         raise Unreadable("some of its messages are not to be trained on (weight 0)")
     num_shown = max((place + 1 for place, message in enumerate(raw) if message.get("is_demo")), default=0)
     messages = [read_message(message) for message in raw]
@@ -116,18 +125,20 @@ def _raw_messages(row: Raw) -> list[Raw]:
     """Return the messages that the model saw and said."""
     if isinstance(row.get("info"), Mapping):
         own = row["history"] if "history" in row else row["messages"]
-        return _without_last_answer([message for message in own if message["role"] != "exit"])
+        return _without_last_answer([message for message in own if message.get("role") != "exit"])
     if completions := row.get("raw_completions"):
         return list(completions["messages"])
     if history := row.get("history"):
-        return _without_last_answer(list(_from_events(_flat(history))))
+        events = list(_flat(history))
+        is_new = all("kind" in event for event in events)
+        return _without_last_answer(_from_kinds(events) if is_new else list(_from_events(iter(events))))
     said = row.get("messages") or row["trajectory"]
     return json.loads(said) if isinstance(said, str) else list(said)
 
 
 def _without_last_answer(messages: list[Raw]) -> list[Raw]:
     """Leave out the answer to the last action, which logs of an agent hold and nobody has acted on."""
-    while messages and messages[-1]["role"] != "assistant":
+    while messages and messages[-1].get("role", "assistant" if "output" in messages[-1] else "") != "assistant":
         messages = messages[:-1]
     return messages
 
@@ -153,6 +164,50 @@ def _from_events(events: Iterator[Raw]) -> Iterator[Raw]:
             yield _said(event)
 
 
+def _from_kinds(events: Sequence[Raw]) -> list[Raw]:
+    """Return the messages behind the events of OpenHands 1.x; actions of one response are one message."""
+    messages: list[Raw] = []
+    answers: dict[object, dict[str, Any]] = {}
+    for event in events:
+        if event["kind"] != "ActionEvent":
+            messages += _of_kind(event)
+            continue
+        response = event.get("llm_response_id") or event["id"]
+        if response not in answers:
+            thoughts = {name: event.get(name) for name in ("reasoning_content", "thinking_blocks")}
+            answers[response] = {"role": "assistant", "content": event["thought"], "tool_calls": [], **thoughts}
+            messages.append(answers[response])
+        answers[response]["tool_calls"].append(event["tool_call"])
+    return messages
+
+
+def _of_kind(event: Raw) -> list[Raw]:
+    """Return the message of an event that is no action; nothing where the model is not shown it."""
+    match event["kind"]:
+        case "SystemPromptEvent":
+            return [{"role": "system", "content": [event["system_prompt"]]}]
+        case "MessageEvent":
+            said = event["llm_message"]
+            parts = [*said["content"], *event.get("extended_content", ())]
+            return [{"role": said["role"], "content": parts, "tool_calls": said.get("tool_calls")}]
+        case "ObservationEvent":
+            return [{"role": "tool", "content": _seen(event["observation"])}]
+        case "AgentErrorEvent" | "UserRejectObservation":
+            return [{"role": "tool", "content": event.get("error") or event["rejection_reason"]}]
+    if event["kind"].startswith("Condensation") and event["kind"] != "CondensationRequest":
+        raise Unreadable(CONDENSED)
+    if event["kind"] not in UNSEEN_KINDS:
+        raise Unreadable(f"an event of the kind {event['kind']} is not known")
+    return []
+
+
+def _seen(observation: Raw) -> list[Raw]:
+    """Return what a tool showed, with the lines that OpenHands puts around a command's output."""
+    around = observation.get("metadata") or {}
+    lines = [{"type": "text", "text": around.get(name) or ""} for name in ("prefix", "suffix")]
+    return [part for part in (lines[0], *observation["content"], lines[1]) if part.get("text") or "image" in str(part)]
+
+
 def _shown(event: Raw, role: str) -> Iterator[Raw]:
     """Yield what an observation showed to the model."""
     if "observation" not in event:
@@ -164,7 +219,7 @@ def _shown(event: Raw, role: str) -> Iterator[Raw]:
 def _said(event: Raw) -> Raw:
     """Return the message of an action that is not a call of a tool."""
     if event["action"] == "condensation":
-        raise Unreadable("its history was condensed, so nobody knows what the model was shown")
+        raise Unreadable(CONDENSED)
     if event["action"] not in ("system", "message"):
         raise Unreadable("its events do not hold what the model said")
     role = "system" if event["action"] == "system" else {"agent": "assistant"}.get(event["source"], "user")

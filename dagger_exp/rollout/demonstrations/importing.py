@@ -18,7 +18,9 @@ from typing import Any
 from dagger_exp.errors import ConfigError
 from dagger_exp.policies.mixture import TeacherOnly
 from dagger_exp.policies.scripted import ScriptedPolicy
+from dagger_exp.protocols import Scaffold
 from dagger_exp.rollout.budget import TeacherBudget
+from dagger_exp.rollout.demonstrations.actions import with_readable_actions
 from dagger_exp.rollout.demonstrations.files import found_files, rows
 from dagger_exp.rollout.demonstrations.formats import FORMATS, Demonstration, read_demonstration
 from dagger_exp.rollout.demonstrations.messages import Unreadable, with_text_calls
@@ -36,10 +38,14 @@ ENDINGS = (StopReason.SOLVED, StopReason.UNSOLVED)
 
 @dataclass(frozen=True)
 class Reading:
-    """What files held: demonstrations in the order of their tasks' ids, and how many are of no use, by reason."""
+    """What files held: demonstrations in the order of their tasks' ids, and how many are of no use, by reason.
+
+    `actions` counts what became of their actions, where a scaffold reads them.
+    """
 
     demonstrations: list[Demonstration] = field(default_factory=list)
     set_aside: Counter[str] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         return "; ".join(f"{count} x {reason}" for reason, count in self.set_aside.most_common())
@@ -51,14 +57,22 @@ class Demonstrations:
     Args:
         format: whose they are: `openhands`, `swe_agent`, `swe_smith`, or plain `messages`.
         files: paths and globs, one or several: JSON, JSON lines or Parquet.
+        scaffold: of the run, which has to read every action; None takes them as they are.
 
     Raises:
         ConfigError: no such format, or a path or glob that names no file.
     """
 
-    def __init__(self, *, format: str, files: str | Sequence[str]) -> None:  # noqa: A002 - as the YAML's key
+    def __init__(
+        self,
+        *,
+        format: str,  # noqa: A002 - as the YAML's key
+        files: str | Sequence[str],
+        scaffold: Scaffold | None = None,
+    ) -> None:
         if format not in FORMATS:
             raise ConfigError(f"demonstrations.format is {format!r}; choose one of {', '.join(FORMATS)}.")
+        self.scaffold = scaffold
         self.format, self.paths = format, found_files([files] if isinstance(files, str) else files)
 
     def read(self) -> Reading:
@@ -73,7 +87,7 @@ class Demonstrations:
                 else:
                     reading.demonstrations.append(demonstration)
         reading.demonstrations.sort(key=lambda found: found.task_id)
-        return reading
+        return reading if self.scaffold is None else _readable(reading, self.scaffold)
 
     def collect(self, runner: Runner, store: Store, seed: int, on_episode: Callable[[Episode], None]) -> list[Episode]:
         """Import all of them as round 0, close it, and return its episodes.
@@ -103,6 +117,7 @@ class Demonstrations:
             "format": self.format,
             "files": {str(path): sha256(path) for path in self.paths},
             "set_aside": dict(reading.set_aside.most_common()),
+            "actions": dict(reading.actions.most_common()),
             "num_ungraded": sum(not found.is_graded for found in reading.demonstrations),
         }
 
@@ -110,6 +125,19 @@ class Demonstrations:
 def _default_id(path: Path, index: int) -> str:
     """Return a task id for a row that names none: logs of one task are named after it."""
     return path.name.partition(".traj")[0] if ".traj" in path.name else f"{path.stem}-{index:06d}"
+
+
+def _readable(reading: Reading, scaffold: Scaffold) -> Reading:
+    """Return what the scaffold can read of it."""
+    found = Reading(set_aside=reading.set_aside)
+    for demonstration in reading.demonstrations:
+        try:
+            readable = with_readable_actions(demonstration, scaffold, scaffold.tools, found.actions)
+        except Unreadable as reason:
+            found.set_aside[str(reason)] += 1
+        else:
+            found.demonstrations.append(readable)
+    return found
 
 
 def _player(runner: Runner, reading: Reading, teacher_id: str) -> Runner:
@@ -179,6 +207,9 @@ def _tell(runner: Runner, reading: Reading, total: int) -> None:
     """Say what is not as the files would have it."""
     num_ungraded = sum(not found.is_graded for found in reading.demonstrations)
     sentences = []
+    if reading.actions.keys() - {"kept"}:
+        counts = ", ".join(f"{count} {how}" for how, count in reading.actions.most_common())
+        sentences.append(f"actions of demonstrations: {counts}; the scaffold reads all that are imported.")
     if reading.set_aside:
         sentences.append(f"{reading.set_aside.total()} of {total} demonstrations are set aside: {reading}.")
     if num_ungraded:

@@ -19,6 +19,9 @@ CALL = re.compile(
 )
 """A call that was written as text: with a tag for each parameter, or as JSON."""
 ROLES = ("system", "user", "assistant", "tool")
+TEXTS = ("text", "input_text", "output_text")
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
+"""Kinds of the parts of a message's content: what it says, and what it thinks."""
 
 
 class Unreadable(DataError):  # noqa: N818  it is counted, not raised to anyone
@@ -31,10 +34,35 @@ def read_message(raw: Mapping[str, Any]) -> Message:
     Raises:
         Unreadable: of an unknown role, or with something else than text.
     """
+    raw = _from_responses(raw)
     if raw["role"] not in ROLES:
         raise Unreadable(f"a message has the role {raw['role']!r}")
-    calls = tuple(_read_call(call["function"]) for call in raw.get("tool_calls") or ())
-    return Message(raw["role"], _text(raw.get("content")), str(raw.get("reasoning_content") or ""), calls)
+    calls = tuple(_read_call(call.get("function", call)) for call in raw.get("tool_calls") or ())
+    parts = raw.get("content")
+    parts = parts if isinstance(parts, list) else [{"type": "text", "text": parts or ""}]
+    text = "\n".join(_text(part) for part in parts if part.get("type") not in THOUGHTS)
+    return Message(raw["role"], text, _reasoning(raw, parts), calls)
+
+
+def _from_responses(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer or a tool's output of OpenAI's Responses API in the form of its chat API."""
+    if raw.get("type") == "function_call_output":
+        return {"role": "tool", "content": raw["output"]}
+    if "role" in raw or "output" not in raw:
+        return raw
+    items = [item for item in raw["output"] if item.get("type") in ("message", "reasoning", "function_call")]
+    parts = [part for item in items for part in item.get("content") or item.get("summary") or ()]
+    calls = [item for item in items if item["type"] == "function_call"]
+    return {"role": "assistant", "content": parts, "tool_calls": calls}
+
+
+def _reasoning(raw: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the thoughts of a message, which harnesses keep in one of several places."""
+    found = raw.get("reasoning_content") or raw.get("reasoning")
+    if isinstance(found, str) and found:
+        return found
+    blocks = [*(raw.get("thinking_blocks") or ()), *(part for part in parts if part.get("type") in THOUGHTS)]
+    return "\n".join(str(block.get("thinking") or block.get("text") or "") for block in blocks).strip()
 
 
 def with_text_calls(message: Message, tools: Sequence[Mapping[str, Any]]) -> Message:
@@ -63,12 +91,10 @@ def as_one(messages: Sequence[Message]) -> Message:
     return Message(roles.pop() if len(roles) == 1 else "user", "\n".join(message.content for message in messages))
 
 
-def _text(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if any(part.get("type") != "text" for part in content):
+def _text(part: Mapping[str, Any]) -> str:
+    if part.get("type") not in TEXTS:
         raise Unreadable("a message shows something else than text")
-    return "\n".join(part["text"] for part in content)
+    return str(part["text"])
 
 
 def _read_call(function: Mapping[str, Any]) -> ToolCall:
