@@ -304,7 +304,8 @@ def test_a_closed_vocabulary_that_lacks_the_words_is_said(tmp_path: Path) -> Non
     [
         ([{"action": "run", "source": "agent", "args": {"command": "ls"}}], "do not hold what the model said"),
         ([{"action": "condensation", "source": "agent", "args": {}}], "its history was condensed"),
-        ([{"kind": "ActionEvent"}], "its events are not those of OpenHands"),
+        ([{"kind": "ActionEvent"}], "a field is missing or holds something else"),
+        ([{"step": 1}], "its events are not those of OpenHands"),
     ],
 )
 def test_events_that_do_not_tell_the_conversation_are_set_aside(events: list[Raw], reason: str, tmp_path: Path) -> None:
