@@ -5,7 +5,7 @@ So one bubblewrap hides the machine, and what makes sandboxes of it is done here
 of processes, mounts, network, System V and host name; then `init` is process 1 of each, and drops what it could do.
 
 It gets a datagram for each sandbox, with its settings and two or three descriptors: the stream of its frames, where it
-complains, and `cgroup.procs` of a group that bounds its memory. It ends where nobody can send one any more. As `init`,
+complains, and the entrance of a cgroup that bounds its memory. It ends where nobody can send one any more. As `init`,
 it finds nothing of this package but that.
 """
 
