@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.cli.jobs import is_first_process, refuse_second
-from dagger_exp.cli.manifest import check_same
+from dagger_exp.cli.jobs import is_first_process, refuse_second, status_of
+from dagger_exp.cli.manifest import began_as, check_same
 from dagger_exp.config.checks import check
 from dagger_exp.config.composing import composed, initialized, load_checked, without_hydra
 from dagger_exp.config.mistakes import CONF_FOLDER, said_in_one_sentence
@@ -115,10 +113,9 @@ def resumed(typed: str, command: str) -> tuple[DictConfig, Path]:
     """
     folder = Path(typed).expanduser().resolve()
     cfg = load_checked(folder)
-    began = (_field(folder / "manifest.json", "command") or [f"dagger-{command}"])[0]
-    if began != f"dagger-{command}":
+    if (folder / "manifest.json").exists() and (began := began_as(folder)) != f"dagger-{command}":
         raise ConfigError(f"resume={typed} is a run of {began}; go on with: {began} resume={typed}")
-    if _field(folder / "status.json", "state") == "finished":
+    if status_of(folder).get("state") == "finished":
         print(f"{typed} is finished; there is nothing to do.")
         sys.exit(0)
     check(cfg, command)
@@ -129,25 +126,3 @@ def resumed(typed: str, command: str) -> tuple[DictConfig, Path]:
 def quoted(text: str) -> str:
     """Return a text as the value of an override."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _field(path: Path, name: str) -> Any:
-    """Return a field of a JSON file, None where there is none; who needs it complains of a damaged one."""
-    try:
-        return json.loads(path.read_text()).get(name)
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-SECRET = re.compile(
-    r"(?<=//)[^/\s]*(?=@)|(?<=api_key_env=)(?![A-Z][A-Z0-9_]*$).+"
-    r"|(?i:(?<=api[_-]key[=,])|(?<=secret=)|(?<=password=)|(?<=authorization=)|(?<=token=)).+"
-)
-"""What is a key or a password, or may be one, where none belongs; it is refused, and not shown before."""
-
-
-def announce(arguments: Sequence[str], command: str) -> None:
-    """Print a first line at once: the libraries take seconds to load. Silent where something is only shown."""
-    is_shown = {argument for argument in arguments if argument.startswith("-")} - {"-m", "--multirun"}
-    if is_first_process() and not is_shown:
-        print(f"dagger-{command}: loading", *(SECRET.sub("***", argument) for argument in arguments), flush=True)

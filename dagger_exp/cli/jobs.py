@@ -153,13 +153,18 @@ def refuse_second(folder: Path) -> None:
 
 def _another_process(folder: Path) -> int | None:
     """Return the process of this machine that is at work in a run folder; None where there is none but ours."""
-    status: dict[str, Any] = {}
-    with suppress(StoreError):  # damaged: it is written anew
-        status = _read(folder / "status.json")
+    status = status_of(folder)
     pid = status.get("pid")
     if status.get("state") != "running" or status.get("host") != socket.gethostname() or pid in (None, os.getpid()):
         return None
     return pid if is_alive(pid, status.get("started")) else None
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """Return what `status.json` holds; nothing where there is none, or a damaged one, which is written anew."""
+    with suppress(StoreError):
+        return _read(folder / "status.json")
+    return {}
 
 
 def slurm_queue() -> dict[str, str] | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.cli.arguments import announce, begun, is_sweep, only_shows, parsed, resumed, show
+from dagger_exp.cli.arguments import begun, is_sweep, only_shows, parsed, resumed, show
 from dagger_exp.cli.complaints import complain, warn
 from dagger_exp.cli.jobs import CANCELLED, is_first_process, refuse_second, set_state, sign
 from dagger_exp.cli.manifest import began_as
@@ -30,18 +30,8 @@ from dagger_exp.errors import ConfigError, DaggerError, UserError
 from dagger_exp.loading import without_collection
 from dagger_exp.training.preemption import PREEMPTION
 
-FIRST_FILES = {
-    ".hydra",
-    "manifest.json",
-    "status.json",
-    "train.log",
-    "rounds",
-    "store.json",
-    "writer.lock",
-    "wandb",
-    "metrics.csv",
-    "student",
-}
+FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json", "writer.lock", "wandb"}
+FIRST_FILES |= {"metrics.csv", "student"}
 """What a run folder holds before anything has happened in it."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """A full disk, a file that may not grow, a quota that is used up."""
@@ -59,11 +49,12 @@ def run_command(command: str, job: Job) -> None:
     help_texts = {"doc": doc.strip(), "command": f"dagger-{command}"}  # for conf/hydra/default.yaml
     OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
     arguments = sys.argv[1:]
-    announce(arguments, command)
     with answered():
         resume = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
         if resume and len(arguments) > 1:
             raise ConfigError("resume=FOLDER takes every choice from that run; remove the other arguments.")
+        if is_first_process() and not any(argument.startswith("-") for argument in {*arguments} - {"-m", "--multirun"}):
+            print(f"dagger-{command}: loading", flush=True)  # at once, since the libraries take seconds
         options = parsed(arguments)
         if only_shows(options):
             show(command)

@@ -210,7 +210,7 @@ class Collector:
                 if not (self._may_begin(end) or is_hole(begin, done)):
                     return num_leading(done)
                 playing = dict(self._episode(round_index, index, end, goal) for index in members)
-                await self._commit(await in_lock_step(self.runner, playing), done, goal, on_episode)
+                await self._commit(round_index, await in_lock_step(self.runner, playing), done, goal, on_episode)
             begin = members.stop
         return full
 
@@ -230,7 +230,7 @@ class Collector:
                 if not playing:
                     return num_leading(done)
                 finished, playing = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-                await self._commit([task.result() for task in finished], done, goal, on_episode)
+                await self._commit(round_index, [task.result() for task in finished], done, goal, on_episode)
             return full
         finally:
             for task in playing:
@@ -248,15 +248,14 @@ class Collector:
     ) -> tuple[Key, Coroutine[Any, Any, Episode]]:
         """Return the key of an episode, and what plays it."""
         task, key = self.plan(round_index, episode_index)
+        return key, self.runner.run(task, key, end, goal.is_useful)
 
-        async def play() -> Episode:
-            return replace(await self.runner.run(task, key, end, goal.is_useful), round_index=round_index)
-
-        return key, play()
-
-    async def _commit(self, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode) -> None:
+    async def _commit(
+        self, round_index: int, episodes: Sequence[Episode], done: Done, goal: Goal, on_episode: OnEpisode
+    ) -> None:
         """Commit what has ended by now while others play: in one thread and file, since threads hinder each other."""
-        new = [episode for episode in episodes if episode.episode_index not in done]
+        # A plan may give keys of another round, so that every evaluation throws the same coins.
+        new = [replace(one, round_index=round_index) for one in episodes if one.episode_index not in done]
         if new:
             await self.runner.student.engine.confirm()
 

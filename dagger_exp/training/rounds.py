@@ -126,7 +126,10 @@ class RoundCallback(lightning.Callback):
         over, failure = False, None
         if trainer.is_global_zero:
             try:
-                over = self._ensure(module, round_index)
+                self.store.claim()
+                over = self._is_finished(module, round_index)
+                if not over:
+                    self.ensure_collected(module, round_index)
             except Exception as error:  # noqa: BLE001 - the processes that wait must hear of it, whatever it is
                 failure = error
         over, has_failed = trainer.strategy.broadcast((over, failure is not None))
@@ -140,17 +143,10 @@ class RoundCallback(lightning.Callback):
         self._mark = None
         return not over
 
-    def _ensure(self, module: lightning.LightningModule, round_index: int) -> bool:
-        """Evaluate the round before and collect this one; return whether there is none to collect."""
-        self.store.claim()
-        if round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1)):
-            return True
-        if round_index >= self.num_rounds:
-            return True
-        self.ensure_collected(module, round_index)
-        for engine in self.engines:
-            engine.rest()
-        return False
+    def _is_finished(self, module: lightning.LightningModule, round_index: int) -> bool:
+        """Evaluate the round before this one; return whether it was the last, or is good enough."""
+        is_good = round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1))
+        return is_good or round_index >= self.num_rounds
 
     def _wait_until_visible(self, round_index: int) -> None:
         """Wait for what another process has written: on a network disk it is not at once everywhere."""
@@ -177,6 +173,8 @@ class RoundCallback(lightning.Callback):
         reader = self.store.read(round_index)  # also of a round that was closed before a kill
         failed = [index for index, reason in enumerate(reader.stop_reasons) if reason.is_infrastructure]
         self.record.failures("collect", round_index, reader.episodes(failed))
+        for engine in self.engines:
+            engine.rest()
 
     def ensure_evaluated(self, module: lightning.LightningModule, round_index: int) -> dict[str, float]:
         """Evaluate the student after a round, write and log the round's row, and return it."""

@@ -84,7 +84,7 @@ def test_a_run_folder_holds_all_of_it(run: tuple[Path, str, str]) -> None:
 def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str]) -> None:
     folder, out, err = run
     lines = out.splitlines()
-    assert lines[0].startswith("dagger-train: loading debug=default")
+    assert lines[0] == "dagger-train: loading"
     assert "\x1b" not in out
     assert "\r" not in out
     assert err == ""

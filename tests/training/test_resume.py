@@ -35,7 +35,7 @@ SMALL = (
     "callbacks.checkpoint_steps=2",
 )
 PASSES = ("rounds.steps=null", "rounds.labels=null", "rounds.tasks=5", "rounds.epochs_per_round=2")
-NUM_EVENTS = 48
+NUM_EVENTS = 43
 """Of a `SMALL` run: phases that begin, episodes that end, steps that are taken."""
 
 pytestmark = pytest.mark.filterwarnings(
