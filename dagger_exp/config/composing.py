@@ -87,7 +87,7 @@ def name_of(cfg: DictConfig, command: str, searched: tuple[str, ...]) -> str:
     return "_".join([cfg.name, *differing(made, own)])
 
 
-def differing(made: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
+def differing(made: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """Yield what differs, as `schedule-constant`; of another option of a group its name only."""
     for key, value in made.items():
         group, _, below = key.partition(".")
@@ -95,16 +95,16 @@ def differing(made: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
             yield re.sub(r"[^a-z0-9.-]+", "-", f"{key.rpartition('.')[2]}-{value}".lower()).strip("-.")
 
 
-def made_of(cfg: DictConfig) -> dict[str, str]:
+def made_of(cfg: DictConfig) -> dict[str, Any]:
     """Return the choices that make a method, with the values of its mixing and its schedule."""
-    made = {group: str(cfg.hydra.runtime.choices[group]) for group in GROUPS_OF_METHODS}
-    made |= {key: str(OmegaConf.select(cfg, key)) for key in VALUES_OF_METHODS}
+    made = {group: cfg.hydra.runtime.choices[group] for group in GROUPS_OF_METHODS}
+    made |= {key: OmegaConf.select(cfg, key) for key in VALUES_OF_METHODS}
     below: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(GROUPS_OF_METHODS)))
-    return made | {key: str(value) for key, value in flat(below).items()}
+    return made | flat(below)
 
 
 @cache
-def made_of_method(method: str, command: str, searched: tuple[str, ...]) -> dict[str, str]:
+def made_of_method(method: str, command: str, searched: tuple[str, ...]) -> dict[str, Any]:
     """Return the choices of a method where nothing else is chosen."""
     return made_of(compose(command, [*searched, f"method={method}"], return_hydra_config=True))
 

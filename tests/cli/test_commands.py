@@ -81,6 +81,13 @@ def test_a_run_folder_holds_all_of_it(run: tuple[Path, str, str]) -> None:
     assert [row["round"] for row in json.loads((folder / "summary.json").read_text())["rounds"]] == [0, 1]
 
 
+def test_a_folder_is_named_by_the_choice_that_is_not_the_methods(call: Call, tmp_path: Path) -> None:
+    few = ("rounds.num_rounds=1", "rounds.labels=5", "rounds.steps=1", "evaluation.tasks=1")
+    assert call("train", *QUICK, *few, "schedule=constant", "aggregation=latest").code == 0
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert folder.name.endswith("_dagger_schedule-constant_aggregation-latest")
+
+
 def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str]) -> None:
     folder, out, err = run
     lines = out.splitlines()

@@ -142,6 +142,8 @@ def test_a_second_launch_runs_what_failed_and_what_is_new(call: Call, tmp_path: 
     assert [state_of(job) for job in jobs] == ["failed", "finished", "finished"]
     assert [re.sub(r"_\w{8}$", "", job.name) for job in jobs] == ["floor-2", "floor-0", "floor-0.1"]
     check_the_wandb_runs(jobs[1:])
+    names = [json.loads((job / "manifest.json").read_text())["config"]["name"] for job in jobs[1:]]
+    assert names == ["dagger", "dagger_floor-0.1"]
 
     before = [(job / "status.json").read_text() for job in jobs[1:]]
     answer = call("train", "-m", *QUICK, *values, "schedule.floor=0,0.1,0.2", folder)

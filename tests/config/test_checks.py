@@ -82,6 +82,7 @@ def test_a_method_is_the_same_inside_every_bundle(bundle: str) -> None:
         ("seed=3", "dagger"),
         ("schedule=linear labeler.turns=all", "dagger"),
         ("schedule=constant", "dagger_schedule-constant"),
+        ("schedule.floor=0 schedule.start=1", "dagger"),
         ("schedule.floor=0.2", "dagger_floor-0.2"),
         ("labeler.turns=student schedule.start=0.5", "dagger_turns-student_start-0.5"),
         ("method=on_policy_labels aggregation=latest", "on_policy_labels_aggregation-latest"),
