@@ -7,38 +7,35 @@ from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
-from dagger_exp.analysis.curves import AXES, METRICS, Point, curve
+from dagger_exp.analysis.curves import AXES, INTERVALS, METRICS, Point, curve
 from dagger_exp.analysis.groups import Comparison, Group
 from dagger_exp.analysis.load import Run, load_runs
-from dagger_exp.analysis.plots import save_plots
+from dagger_exp.analysis.plots import FORMATS, TITLES, save_plots
+from dagger_exp.analysis.wandb_source import PREFIX, load_offline, load_server, offline_folders
 from dagger_exp.errors import StoreError, UserError
 
 TABLE = "compare.csv"
 """The file by which a folder is known to be a comparison."""
-INTERVALS = ("success_rate", "loss")
-"""The metrics whose interval stands in the table; beta and the share of student turns are chosen, not measured."""
 
 
-def read_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Return the runs of all paths, each once, and a sentence for each that cannot be read."""
+    offline = {path: offline_folders(Path(path)) for path in paths}
+    parts = [_read(path) for path in paths if not offline[path]]
+    parts.append(load_offline(dict.fromkeys(folder for found in offline.values() for folder in found)))
     runs: dict[str, Run] = {}
-    complaints: list[str] = []
-    offline, others = _told_apart(paths)
-    for found, said in [*map(_read, others), *([_read_offline(offline)] if offline else [])]:
-        complaints += said
-        for run in found:
-            runs.setdefault(str(run.folder.resolve()) if run.folder else run.place, run)
-    return list(runs.values()), complaints
+    for run in (run for found, _ in parts for run in found):
+        runs.setdefault(str(run.folder.resolve()) if run.folder else run.place, run)
+    return list(runs.values()), [complaint for _, said in parts for complaint in said]
 
 
-def _told_apart(paths: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Return the W&B offline folders, which are read together since several may be one run, and all other paths."""
-    offline, others = list[Path](), list[str]()
-    for path in paths:
-        folder = Path(path)
-        is_offline = folder.is_dir() and (any(folder.glob("*.wandb")) or any(folder.glob("offline-run-*")))
-        (offline.append(folder) if is_offline else others.append(path))
-    return offline, others
+def _read(path: str) -> tuple[list[Run], list[str]]:
+    if not path.startswith(PREFIX):
+        return load_runs([Path(path)]) if Path(path).is_dir() else ([], [f"{path} is no folder."])
+    try:
+        return load_server(path), []
+    except StoreError as error:
+        return [], [str(error)]
 
 
 def baseline_of(comparison: Comparison, label: str | None) -> Group:
@@ -78,17 +75,15 @@ def write_comparisons(folder: Path, comparisons: Sequence[Comparison], axis: str
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for form in ("png", "svg"):
-            for old in [path for name in ("success", "mixture", "loss") for path in folder.glob(f"{name}*.{form}")]:
-                old.unlink()  # there may be fewer comparisons than last time
+        for old in [path for name in TITLES for form in FORMATS for path in folder.glob(f"{name}*.{form}")]:
+            old.unlink()  # there may be fewer comparisons than last time
         everything = [{group.label: curve(group) for group in part.groups} for part in comparisons]
         with (folder / TABLE).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header())
+            writer = csv.DictWriter(file, header())
+            writer.writeheader()
             for part, curves in zip(comparisons, everything, strict=True):
-                writer.writerows(
-                    table_row(part.conditions, label, point) for label, points in curves.items() for point in points
-                )
+                for label, points in curves.items():
+                    writer.writerows(table_row(part.conditions, label, point) for point in points)
         for place, curves in enumerate(everything):
             save_plots(folder, curves, axis, suffix=f"_{place + 1}" if place else "")
     except OSError as error:
@@ -101,32 +96,11 @@ def header() -> list[str]:
     return ["conditions", "group", "round", "num_runs", *AXES, *(column for columns in metrics for column in columns)]
 
 
-def table_row(conditions: str, label: str, point: Point) -> list[str | float]:
-    """Return the row of a group and a round; a metric that nobody measured is an empty cell."""
-    row: list[str | float] = [conditions, label, point.round, point.num_runs, *(point.spent[axis] for axis in AXES)]
-    for name in METRICS:
-        estimate = point.metrics.get(name)
-        cells = ["", "", ""] if estimate is None else [_cell(value) for value in estimate[:3]]
-        row += cells if name in INTERVALS else cells[:1]
-    return row
-
-
-def _cell(value: float) -> str | float:
-    return "" if isnan(value) else value
-
-
-def _read(path: str) -> tuple[list[Run], list[str]]:
-    if path.startswith("wandb:"):
-        from dagger_exp.analysis.wandb_source import load_server
-
-        try:
-            return load_server(path), []
-        except StoreError as error:
-            return [], [str(error)]
-    return load_runs([Path(path)]) if Path(path).is_dir() else ([], [f"{path} is no folder."])
-
-
-def _read_offline(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    from dagger_exp.analysis.wandb_source import load_offline, offline_folders
-
-    return load_offline(dict.fromkeys(found for folder in folders for found in offline_folders(folder)))
+def table_row(conditions: str, label: str, point: Point) -> dict[str, str | float]:
+    """Return the row of a group and a round; what nobody measured is not there."""
+    row = {"round": point.round, "num_runs": point.num_runs, **point.spent}
+    for name, estimate in point.metrics.items():
+        row[name] = estimate.mean
+        if name in INTERVALS:
+            row |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {"conditions": conditions, "group": label} | {key: value for key, value in row.items() if not isnan(value)}

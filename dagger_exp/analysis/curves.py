@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import nan
 from statistics import fmean
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ METRICS: Mapping[str, str] = {
     "student_turn_rate": "rollout/student_turn_rate",
     "loss": "round/loss",
 }
+INTERVALS = ("success_rate", "loss")
+"""The metrics whose interval is shown; beta and the share of student turns are chosen, not measured."""
 
 
 class Estimate(NamedTuple):
@@ -34,7 +36,6 @@ class Estimate(NamedTuple):
     mean: float
     low: float
     high: float
-    num_runs: int
 
 
 class Point(NamedTuple):
@@ -82,34 +83,20 @@ def spent_by(run: Run) -> list[Row]:
     return after_rounds
 
 
-def t_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of at least one value with the 95 % interval of Student's t."""
+def estimate(name: str, rows: Sequence[Row]) -> Estimate:
+    """Return the mean of a metric over runs with Student's 95 % interval; of a single success rate with Wilson's."""
+    values = [row[METRICS[name]] for row in rows]
     mean, margin = fmean(values), t_margin(values)
-    return Estimate(mean, mean - margin, mean + margin, len(values))
-
-
-def success_estimate(rows: Sequence[Row]) -> Estimate:
-    """Return the mean success rate of these rows; of a single one with its Wilson interval."""
-    if len(rows) > 1:
-        return _within_rates(t_estimate([row["eval/success_rate"] for row in rows]))
-    low, high = (rows[0].get(f"eval/success_{side}", float("nan")) for side in ("low", "high"))
-    return Estimate(rows[0]["eval/success_rate"], low, high, 1)
+    low, high = mean - margin, mean + margin
+    if name == "success_rate" and len(rows) == 1:
+        low, high = (rows[0].get(f"eval/success_{side}", nan) for side in ("low", "high"))
+    if name.endswith("_rate"):
+        low, high = max(low, 0.0), min(high, 1.0)  # nan stays nan in this order
+    return Estimate(mean, low, high)
 
 
 def _point(round_index: int, members: Sequence[tuple[Row, Row]]) -> Point:
     spent = {axis: fmean(amounts[axis] for _, amounts in members) for axis in AXES}
-    metrics = {}
-    for name, key in METRICS.items():
-        having = [row for row, _ in members if key in row]
-        if having and name == "success_rate":
-            metrics[name] = success_estimate(having)
-        elif having:
-            estimate = t_estimate([row[key] for row in having])
-            metrics[name] = _within_rates(estimate) if name.endswith("_rate") else estimate
+    having = {name: [row for row, _ in members if key in row] for name, key in METRICS.items()}
+    metrics = {name: estimate(name, rows) for name, rows in having.items() if rows}
     return Point(round_index, len(members), spent, metrics)
-
-
-def _within_rates(estimate: Estimate) -> Estimate:
-    if isnan(estimate.low):  # of one run
-        return estimate
-    return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))

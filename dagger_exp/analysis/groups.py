@@ -1,4 +1,4 @@
-"""Which runs may be averaged, and what is each average called? Runs of one config but for the seed are one group.
+"""Which runs may be averaged, and what is each average called? Runs of the same settings but for the seed are a group.
 
 Runs that were evaluated under other conditions stand in another comparison: their figures mean something else.
 """
@@ -49,6 +49,16 @@ class Group:
         """The runs that curves are made of: while none has finished, those that go on."""
         return self.runs or self.left_out
 
+    @property
+    def members(self) -> tuple[Run, ...]:
+        """All runs."""
+        return self.runs + self.left_out
+
+    @property
+    def num_runs(self) -> str:
+        """How many runs the final figures are of: `6`, or `4 of 6`."""
+        return f"{len(self.runs)} of {len(self.members)}" if self.left_out else str(len(self.runs))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -73,7 +83,7 @@ def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
     by_conditions: defaultdict[Hashable, defaultdict[Hashable, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         settings = _settings(run)
-        by_conditions[_identity(_conditions(settings))][_identity(settings)].append(run)
+        by_conditions[frozenset(_conditions(settings).items())][frozenset(settings.items())].append(run)
     parts = sorted(by_conditions.values(), key=lambda groups: -sum(map(len, groups.values())))
     names = labels([_conditions(_settings(next(iter(groups.values()))[0])) for groups in parts])
     comparisons, complaints = [], []
@@ -185,15 +195,12 @@ def _labelled(groups: Sequence[Sequence[Run]]) -> tuple[Group, ...]:
             places = [place for place, other in enumerate(names) if other == name]
             for place, text in zip(places, labels([settings[place] for place in places]), strict=True):
                 texts[place] = f"{name} {text}".strip() or "all runs"
-    return tuple(
-        Group(
-            label=text,
-            runs=tuple(run for run in runs if _counts(run)),
-            left_out=tuple(run for run in runs if not _counts(run)),
-            settings=common,
-        )
-        for text, runs, common in zip(texts, groups, settings, strict=True)
-    )
+    return tuple(map(_group, texts, groups, settings))
+
+
+def _group(label: str, runs: Sequence[Run], settings: Settings) -> Group:
+    left_out = tuple(run for run in runs if not _counts(run))
+    return Group(label=label, runs=tuple(filter(_counts, runs)), left_out=left_out, settings=settings)
 
 
 def _common_name(runs: Sequence[Run]) -> str:
@@ -234,7 +241,3 @@ def _conditions(settings: Settings) -> Settings:
         for key, value in settings.items()
         if any(key == condition or key.startswith(f"{condition}.") for condition in CONDITIONS)
     }
-
-
-def _identity(settings: Settings) -> Hashable:
-    return frozenset(settings.items())

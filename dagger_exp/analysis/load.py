@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Run:
         rows: of the rounds that are over, in order.
         folder: the run folder; None of a run that is not on this disk.
         choices: the option that was chosen of each config group, where that is known.
-        commit: of the code that began it, or "".
+        commit, created, command: of its first start: the code's commit, when, and what was typed; or "".
     """
 
     name: str
@@ -40,6 +40,8 @@ class Run:
     folder: Path | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
+    created: str = ""
+    command: str = ""
 
 
 def load_run(folder: Path) -> Run:
@@ -70,28 +72,24 @@ def load_run(folder: Path) -> Run:
         folder=folder,
         choices=manifest.get("choices", {}),
         commit=manifest.get("commit", ""),
+        created=manifest.get("created", ""),
+        command=" ".join(manifest.get("command", ())),
     )
 
 
-def run_folders(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the run folders that these paths are or hold, each once: a run, a sweep, or a folder of either.
+def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs that these paths are or hold, each once, and a sentence for each that cannot be read.
 
-    A path that is no run and holds none is yielded itself, so that reading it says what is wrong.
+    A path is a run, a sweep, or a folder of either.
     """
-    seen: set[Path] = set()
+    folders: dict[Path, Path] = {}
     for path in paths:
         found = [path] if (path / "manifest.json").is_file() else sorted(_below(path)) or [path]
-        for folder in found:
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
-                yield folder
-
-
-def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs that can be read, and a sentence for each that cannot."""
+        for folder in found:  # without any, reading the path itself says what is wrong
+            folders.setdefault(folder.resolve(), folder)
     runs: list[Run] = []
     complaints: list[str] = []
-    for folder in run_folders(paths):
+    for folder in folders.values():
         try:
             runs.append(load_run(folder))
         except StoreError as error:

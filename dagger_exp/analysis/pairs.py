@@ -78,16 +78,16 @@ def evaluations_of(group: Group, complaints: list[str]) -> Seeds:
     """Read the last evaluations of a group's finished runs; a run without episodes has its rate alone."""
     found: dict[Any, Evaluation] = {}
     for run in group.runs:
-        solved: Mapping[str, float] = {}
         try:
             solved = solved_by(run)
         except StoreError as error:
+            solved = {}
             complaints.append(str(error))
         found[run.config.get("seed")] = Evaluation(run.rows[-1]["eval/success_rate"], solved)
     return found
 
 
-def solved_by(run: Run) -> Mapping[str, float]:
+def solved_by(run: Run) -> dict[str, float]:
     """Read which tasks of its last evaluation a run solved.
 
     Raises:

@@ -19,12 +19,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's, told apart by colour-blind readers; without the yellow, which is faint on white."""
 MARKERS = "osD^vP*"
 """A second round of the colours has another marker."""
-AXIS_TITLES = {
-    "round": "round",
-    "labels": "labels",
-    "teacher_queries": "teacher queries",
-    "tokens": "tokens trained on",
-    "seconds": "seconds",
+AXIS_TITLES = {"teacher_queries": "teacher queries", "tokens": "tokens trained on"}
+"""Where the title is not the axis's own name."""
+TITLES = {
+    "success": "success rate on held-out tasks, mean and 95 % interval",
+    "mixture": "share of student turns (solid) and beta (dashed)",
+    "loss": "training loss of the round",
 }
 FORMATS = ("png", "svg")
 STYLE: dict[Any, Any] = {
@@ -50,49 +50,35 @@ Curves = dict[str, list[Point]]
 
 
 def save_plots(folder: Path, curves: Curves, axis: str, suffix: str = "") -> None:
-    """Write `success`, `mixture` and `loss` as PNG and SVG.
+    """Write the plots of `TITLES` as PNG and SVG.
 
     Args:
         folder: exists.
-        axis: of `AXIS_TITLES`; the mixture is always against the round, which decides it.
+        axis: `round` or one of `curves.AXES`; the mixture is always against the round, which decides it.
         suffix: of the files' names, where there are several comparisons.
     """
     curves = {label: points for label, points in curves.items() if points}  # what has only begun is no line
     with rc_context(STYLE):
-        figures = {
-            "success": success_figure(curves, axis),
-            "mixture": mixture_figure(curves),
-            "loss": loss_figure(curves, axis),
-        }
-        for name, figure in figures.items():
+        for name, title in TITLES.items():
+            figure = _drawn(name, title, curves, axis)
             for form in FORMATS:
                 metadata = {"Date": None} if form == "svg" else None
                 figure.savefig(folder / f"{name}{suffix}.{form}", format=form, dpi=160, metadata=metadata)
                 figure.set_layout_engine("none")  # it is laid out now
 
 
-def success_figure(curves: Curves, axis: str) -> Figure:
-    """Return success on held-out tasks against an axis, with 95 % intervals as bands."""
-    figure, axes = _figure("success rate on held-out tasks, mean and 95 % interval", axis, curves)
+def _drawn(name: str, title: str, curves: Curves, axis: str) -> Figure:
+    figure, axes = _figure(title, "round" if name == "mixture" else axis, curves)
+    if name == "loss":
+        _draw(axes, curves, axis, "loss")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # a policy gradient's may be negative
+        return figure
     axes.set_ylim(-0.02, 1.02)
-    _draw(axes, curves, axis, "success_rate", band=True)
-    return figure
-
-
-def mixture_figure(curves: Curves) -> Figure:
-    """Return the share of turns in which the student acted, and beta, against the round."""
-    figure, axes = _figure("share of student turns (solid) and beta (dashed)", "round", curves)
-    axes.set_ylim(-0.02, 1.02)
-    _draw(axes, curves, "round", "student_turn_rate")
-    _draw(axes, curves, "round", "beta", linestyle="--", linewidth=1.2, marker="")
-    return figure
-
-
-def loss_figure(curves: Curves, axis: str) -> Figure:
-    """Return the mean training loss of each round against an axis; its interval is in the table."""
-    figure, axes = _figure("training loss of the round", axis, curves)
-    _draw(axes, curves, axis, "loss")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # a policy gradient's may be negative
+    if name == "success":
+        _draw(axes, curves, axis, "success_rate", band=True)
+    else:
+        _draw(axes, curves, "round", "student_turn_rate")
+        _draw(axes, curves, "round", "beta", linestyle="--", linewidth=1.2, marker="")
     return figure
 
 
@@ -104,7 +90,7 @@ def _figure(title: str, axis: str, curves: Curves) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4 + 0.18 * ceil(len(curves) / num_columns)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(AXIS_TITLES[axis])
+    axes.set_xlabel(AXIS_TITLES.get(axis, axis))
     if axis == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:

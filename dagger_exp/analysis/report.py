@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dagger_exp.analysis.episodes import COLLECT, EVALUATE, EpisodeGroup, episode_groups, evenly, spread
-from dagger_exp.analysis.failures import failure_table
+from dagger_exp.analysis.failures import failure_table, last_evaluated
+from dagger_exp.analysis.groups import Group, labels
 from dagger_exp.analysis.load import Row, Run
-from dagger_exp.analysis.report_groups import (
-    ShownGroup,
-    alone,
-    last_evaluated,
-    mean_rows,
-    pooled,
-    rows_of,
-    shown_groups,
-)
+from dagger_exp.analysis.report_groups import alone, final_row, page_groups, rows_of
 from dagger_exp.analysis.settings import flat
 from dagger_exp.errors import StoreError
-from dagger_exp.store.files import read_json
 from dagger_exp.types import Episode, StopReason, Turn
 
 MAX_DATA_BYTES = 9_500_000
@@ -36,19 +28,18 @@ MAX_FAILURES = 200
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Report:
     """A page and what there is to say about it.
 
     Attributes:
         html: the page.
-        num_shown: episodes in it.
-        num_episodes: episodes that the runs have.
+        num_shown, num_episodes: episodes in it, and episodes that the runs have.
         complaints: a sentence for each run or part of one that is not in the figures.
         notes: a sentence for each reason to trust them less.
     """
 
-    html: str
+    html: str = ""
     num_shown: int
     num_episodes: int
     complaints: Sequence[str]
@@ -104,30 +95,33 @@ class Columns:
 
 
 def make_report(runs: Sequence[Run], max_episodes: int) -> Report:
-    """Return the page of these runs with at most so many of their episodes, evenly from every phase of every round.
-
-    Raises:
-        StoreError: a manifest was damaged since the runs were loaded.
-    """
-    folders = [run.folder for run in runs]
-    found = [episode_groups(folder) if folder else ([], []) for folder in folders]
+    """Return the page of these runs with at most so many of their episodes, evenly from every phase of every round."""
+    found = [episode_groups(run.folder) if run.folder else ([], []) for run in runs]
+    played = [parts for parts, _ in found]
     complaints = list(dict.fromkeys(complaint for _, some in found for complaint in some))
-    places = [(run_index, group) for run_index, (groups, _) in enumerate(found) for group in groups]
-    columns = _columns(places, max_episodes, complaints)
-    num_shown, num_episodes = len(columns.episodes.get("run", ())), sum(len(group) for _, group in places)
-    shown, left_out, notes = shown_groups(runs)
-    complaints += left_out
-    html = _page(
-        runs=[_about(run, groups) for run, (groups, _) in zip(runs, found, strict=True)],
-        reasons=[(reason.value, reason.is_infrastructure) for reason in StopReason],
-        groups=[_about_group(group, runs, [groups for groups, _ in found]) for group in shown],
-        complaints=complaints,
+    sources = [(place, part) for place, parts in enumerate(played) for part in parts]
+    columns = _columns(sources, max_episodes, complaints)
+    groups, left_out, notes = page_groups(runs)
+    by_id = {id(run): place for place, run in enumerate(runs)}
+    places = [[by_id[id(run)] for run in group.members] for group in groups]
+    differences = labels([group.settings for group in groups])
+    report = Report(
+        num_shown=len(columns.episodes.get("run", ())),
+        num_episodes=sum(len(part) for _, part in sources),
+        complaints=[*complaints, *left_out],
         notes=notes,
-        num_shown=num_shown,
-        num_episodes=num_episodes,
-        data=_data(runs, shown, columns),
     )
-    return Report(html=html, num_shown=num_shown, num_episodes=num_episodes, complaints=complaints, notes=notes)
+    report.html = _page(
+        report=report,
+        runs=[_about(run, parts) for run, parts in zip(runs, played, strict=True)],
+        reasons=[(reason.value, reason.is_infrastructure) for reason in StopReason],
+        groups=[
+            {"group": group, "difference": difference, "places": some, **_about_group(group, [played[i] for i in some])}
+            for group, difference, some in zip(groups, differences, places, strict=True)
+        ],
+        data=_data(runs, groups, places, columns),
+    )
+    return report
 
 
 def cut_to(texts: Sequence[str], max_bytes: int) -> list[str]:
@@ -171,11 +165,14 @@ def _columns(places: Sequence[tuple[int, EpisodeGroup]], limit: int, complaints:
     return columns
 
 
-def _data(runs: Sequence[Run], shown: Sequence[ShownGroup], columns: Columns) -> str:
+def _data(runs: Sequence[Run], groups: Sequence[Group], places: Sequence[Sequence[int]], columns: Columns) -> str:
     """Return what the page's script reads, as JSON."""
     data: dict[str, Any] = {
         "runs": [{"name": run.name, "rows": _plain_rows(rows_of(alone(run)))} for run in runs],
-        "groups": [{"label": one.label, "runs": one.places, "rows": _plain_rows(rows_of(one.group))} for one in shown],
+        "groups": [
+            {"label": group.label, "runs": some, "rows": _plain_rows(rows_of(group))}
+            for group, some in zip(groups, places, strict=True)
+        ],
         "infrastructure": [reason.value for reason in StopReason if reason.is_infrastructure],
         "episodes": columns.episodes,
         "turns": columns.turns,
@@ -184,59 +181,44 @@ def _data(runs: Sequence[Run], shown: Sequence[ShownGroup], columns: Columns) ->
     return _json(data)
 
 
-def _about(run: Run, groups: Sequence[EpisodeGroup]) -> dict[str, Any]:
+def _about(run: Run, parts: Sequence[EpisodeGroup]) -> dict[str, Any]:
     """Return what the head and the tables of the page say of a run."""
-    manifest: Mapping[str, Any] = {}
-    if run.folder:
-        manifest = read_json(run.folder / "manifest.json", "restore it from a copy, or leave this run out")
-    opened = [group for group in groups if group.is_open]
+    config = flat(run.config)
     return {
         "run": run,
-        "method": manifest.get("choices", {}).get("method") or run.config.get("name", ""),
+        "method": run.choices.get("method") or run.config.get("name", ""),
         "seed": run.config.get("seed", ""),
-        "commit": manifest.get("commit", ""),
-        "command": " ".join(manifest.get("command", ())),
-        "created": manifest.get("created", ""),
-        "config": flat(run.config),
+        "config": config,
         "last": run.rows[-1] if run.rows else {},
         "num_labels": sum(row.get("rollout/num_labels", 0) for row in run.rows),
-        "num_rounds": flat(run.config).get("rounds.num_rounds"),
-        "open_rounds": [(group.round_index, len(group)) for group in opened],
+        "num_rounds": config.get("rounds.num_rounds"),
+        "open_rounds": [(part.round_index, len(part)) for part in parts if part.is_open],
     }
 
 
-def _about_group(shown: ShownGroup, runs: Sequence[Run], found: Sequence[Sequence[EpisodeGroup]]) -> dict[str, Any]:
-    """Return what the tables of the page say of a group."""
-    members = [runs[place] for place in shown.places]
-    parts = [found[place] for place in shown.places]
-    groups, rows = pooled(parts), mean_rows(members)
+def _about_group(group: Group, played: Sequence[Sequence[EpisodeGroup]]) -> dict[str, Any]:
+    """Return what the tables of the page say of a group, whose members played these episodes."""
     return {
-        "shown": shown,
-        "num_rounds": flat(members[0].config).get("rounds.num_rounds"),
-        "tables": [(phase, failure_table(groups, rows, phase)) for phase in (COLLECT, EVALUATE)],
-        "last_evaluated": last_evaluated(parts[: len(shown.group.shown)]),  # its figures are of the same runs
-        "failures": _failures_of(members),
+        "final": final_row(group),
+        "num_rounds": flat(group.members[0].config).get("rounds.num_rounds"),
+        "tables": [(phase, failure_table(played, group.members, phase)) for phase in (COLLECT, EVALUATE)],
+        "last_evaluated": last_evaluated(played[: len(group.shown)]),  # its figures are of the same runs
+        "failures": _failures_of(group.members),
     }
 
 
-def _failures_of(members: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
-    """Return columns, first rows and number of rows of all these runs' `failures.csv`; of several, with their names."""
-    found = [(run.name, *_failures(run.folder)) for run in members]
-    if len(found) == 1:
-        return found[0][1:]
-    columns = next((["run", *columns] for _, columns, _, _ in found if columns), [])
-    rows = [[name, *row] for name, _, some, _ in found for row in some]
-    return columns, rows[:MAX_FAILURES], sum(count for *_, count in found)
-
-
-def _failures(folder: Path | None) -> tuple[list[str], list[list[str]], int]:
-    """Return columns, first rows and number of rows of `failures.csv`."""
-    path = folder / "failures.csv" if folder else None
-    if path is None or not path.is_file():
-        return [], [], 0
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        columns, *rows = list(csv.reader(file)) or [[]]
-    return columns, rows[:MAX_FAILURES], len(rows)
+def _failures_of(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
+    """Return columns, first rows and number of rows of these `failures.csv`; of several runs, with their names."""
+    columns: list[str] = []
+    rows: list[list[str]] = []
+    for run in runs:
+        path = run.folder / "failures.csv" if run.folder else None
+        if path is not None and path.is_file():
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                head, *some = list(csv.reader(file)) or [[]]
+            columns = columns or head
+            rows += some if len(runs) == 1 else [[run.name, *row] for row in some]
+    return columns if len(runs) == 1 else ["run", *columns], rows[:MAX_FAILURES], len(rows)
 
 
 def _page(**values: Any) -> str:

@@ -14,9 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import wandb
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
 from dagger_exp.analysis.load import Row, Run
 from dagger_exp.errors import StoreError
 
@@ -37,6 +34,9 @@ def load_server(address: str) -> list[Run]:
     parts = address.removeprefix(PREFIX).split("/")
     if len(parts) not in {2, 3} or not all(parts):
         raise StoreError(f"{address} is no address of runs on W&B: write wandb:entity/project or .../project/group.")
+    import wandb  # takes seconds, and run folders need none of it
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
     try:
         wandb.setup(wandb.Settings(silent=True))
         found = wandb.Api(timeout=TIMEOUT_S).runs("/".join(parts[:2]), filters={"group": parts[2]} if parts[2:] else {})
@@ -51,7 +51,7 @@ def load_server(address: str) -> list[Run]:
             for run in found
         ]
     except (wandb.Error, WandbApiFailedError, OSError, ValueError) as error:
-        raise StoreError(f"{address} cannot be read from W&B ({_first_sentence(error)}): {LOGIN}.") from error
+        raise StoreError(f"{address} cannot be read from W&B ({first_sentence(error)}): {LOGIN}.") from error
     if not runs:
         raise StoreError(f"{address} has no runs on W&B: look at its name there.")
     return runs
@@ -86,7 +86,7 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
     if not records:
-        raise StoreError(f"{folder} cannot be read ({_first_sentence(done.stderr)}): copy it again, or leave it out.")
+        raise StoreError(f"{folder} cannot be read ({first_sentence(done.stderr)}): copy it again, or leave it out.")
     yield from records
 
 
@@ -122,6 +122,6 @@ def rows_by_round(history: Iterable[Mapping[str, Any]]) -> tuple[Row, ...]:
     return tuple(row for _, row in sorted(rounds.items()))
 
 
-def _first_sentence(error: object) -> str:
+def first_sentence(error: object) -> str:
     lines = str(error).strip().splitlines() or ["nothing was said"]
     return lines[-1].split(". ")[0].rstrip(".")

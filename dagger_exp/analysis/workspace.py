@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Comparison
+from dagger_exp.analysis.wandb_source import first_sentence
 from dagger_exp.errors import StoreError, UserError
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def save_workspace(workspace: Workspace) -> str:
     try:
         return str(workspace.save().url)
     except Exception as error:  # what a server's answer raises is not documented
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise StoreError(
-            f"the workspace cannot be saved on W&B ({lines[-1].split('. ')[0].rstrip('.')}): "
+            f"the workspace cannot be saved on W&B ({first_sentence(error)}): "
             "log in with `wandb login` where there is a network; the files of the comparison are written."
         ) from error

@@ -97,15 +97,14 @@ def group_table(comparison: Comparison) -> Table:
 
     table = _table("means over runs", "success", "95 %", "runs", "labels", "queries", "tokens", "seconds")
     for group in comparison.groups:
-        num_runs = str(len(group.runs)) + (f" of {len(group.runs + group.left_out)}" if group.left_out else "")
         if not group.runs:
-            table.add_row(escape(group.label), "-", "-", num_runs, *["-"] * 4)
+            table.add_row(escape(group.label), "-", "-", group.num_runs, *["-"] * 4)
             continue
         point = final_point(group.runs)
         success = point.metrics["success_rate"]
         spent = (f"{point.spent[axis]:,.0f}" for axis in AXES[1:])
         interval = f"{success.low:.3f}-{success.high:.3f}"
-        table.add_row(escape(group.label), f"{success.mean:.3f}", interval, num_runs, *spent)
+        table.add_row(escape(group.label), f"{success.mean:.3f}", interval, group.num_runs, *spent)
     return table
 
 
@@ -129,14 +128,14 @@ def _shown_p(p_value: float | None) -> str:
 
 def run_table(comparison: Comparison) -> Table:
     """Return where each run ended, with Wilson's interval over its held-out tasks."""
-    from dagger_exp.analysis.curves import success_estimate
+    from dagger_exp.analysis.curves import estimate
 
     table = _table("each run", "seed", "success", "95 %", "tasks")
     for group in comparison.groups:
         for run in group.runs:
             row = run.rows[-1]
             num_tasks = row.get("eval/num_tasks", 0) - row.get("eval/num_failed", 0)
-            success = success_estimate([row])
+            success = estimate("success_rate", [row])
             figures = (f"{success.mean:.3f}", f"{success.low:.3f}-{success.high:.3f}", f"{num_tasks:.0f}")
             table.add_row(escape(group.label), str(run.config.get("seed", "-")), *figures)
     return table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dagger_exp.analysis.curves import curve, final_point, success_estimate, t_estimate
+from dagger_exp.analysis.curves import curve, estimate, final_point
 from dagger_exp.analysis.failures import RATES
 from dagger_exp.analysis.groups import Comparison, Group, compare, notes
 from dagger_exp.analysis.intervals import bootstrap_interval, holm, mcnemar, t_margin
@@ -176,19 +176,19 @@ def test_unfinished_runs_are_named_and_in_no_final_figure() -> None:
 
 def test_the_interval_over_runs_is_that_of_student() -> None:
     # Mean 0.6, standard deviation 0.1, standard error 0.1 / sqrt(3); the 0.975 quantile of t with 2 degrees is 4.3027.
-    estimate = t_estimate([0.5, 0.6, 0.7])
-    assert estimate.mean == pytest.approx(0.6)
-    assert estimate.high - estimate.mean == pytest.approx(4.302653 * 0.1 / np.sqrt(3), abs=1e-6)
-    assert estimate.num_runs == 3
+    found = estimate("loss", [{"round/loss": value} for value in (0.5, 0.6, 0.7)])
+    assert found.mean == pytest.approx(0.6)
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / np.sqrt(3), abs=1e-6)
 
 
 def test_the_interval_of_a_single_run_is_that_of_its_evaluation() -> None:
-    assert success_estimate([round_row(0, 0.5)]) == (0.5, 0.25, 1.0, 1)
+    assert estimate("success_rate", [round_row(0, 0.5)]) == (0.5, 0.25, 1.0)
 
 
 def test_an_interval_of_rates_stays_between_0_and_1() -> None:
-    estimate = success_estimate([round_row(0, 0.9), round_row(0, 1.0)])
-    assert (estimate.high, estimate.num_runs) == (1.0, 2)
+    found = estimate("success_rate", [round_row(0, 0.9), round_row(0, 1.0)])
+    assert (found.low, found.high) == (pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4), 1.0)
+    assert np.isnan(estimate("student_turn_rate", [round_row(0, 0.9)]).high)
 
 
 def test_a_curve_sums_what_was_spent_and_averages_over_the_runs_of_each_round() -> None:

@@ -68,7 +68,8 @@ def test_a_sweep_is_compared_into_its_own_folder(call: Callable, sweep: Path) ->
     assert (answer.code, answer.err) == (0, "")
     # The rates are 0.8 and 0.85; t with one degree of freedom is 12.706, the standard error 0.025.
     assert "schedule=exponential 0.825 0.507-1.000 2 200 180 2,000 12" in words(answer.out)
-    assert "-0.400" in answer.out
+    assert "schedule=linear -0.400 ±0.000 -" in words(answer.out)
+    assert "note: Fewer than 5 seeds in 2 of 2 groups" in answer.out
     assert max(map(len, answer.out.splitlines()[:-1])) <= 100  # the last one is a path
     written = {path.name for path in (sweep / "comparison").iterdir()}
     plots = {f"{name}.{form}" for name in ("success", "mixture", "loss") for form in ("png", "svg")}
