@@ -29,7 +29,6 @@ from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import read_json, write_json
 
 ALIVE = ("pending", "running")
-OVER = ("finished", "failed", "cancelled")
 COMMAND_TIMEOUT_S = 60
 CLOCK_ERROR_S = 0.5
 """By how much two readings of when a process began may differ."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import shutil
 import subprocess
@@ -18,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dagger_exp.analysis.settings import Settings, settings_of
 from dagger_exp.cli.jobs import is_first_process
-from dagger_exp.config.composing import load_checked
-from dagger_exp.errors import ConfigError, StoreError
-from dagger_exp.store.files import VISIBLE_S, write_json
+from dagger_exp.config.composing import load_checked, slug
+from dagger_exp.errors import ConfigError
+from dagger_exp.store.files import VISIBLE_S, read_json, write_json
 from dagger_exp.types import SCHEMA_VERSION
 
 OF_EPISODES = ("env.", "scaffold.", "student.", "seed")
@@ -105,11 +104,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: it is damaged.
     """
-    path = folder / "manifest.json"
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged; restore it, or start a new run.") from error
+    return read_json(folder / "manifest.json", "restore it, or start a new run")
 
 
 def typed_for(folder: Path) -> list[str]:
@@ -121,11 +116,6 @@ def began_as(folder: Path) -> str:
     """Return the command that began a run; `dagger-train` where nothing tells."""
     path = folder / "manifest.json"
     return str(read_manifest(folder)["command"][0]) if path.exists() else "dagger-train"
-
-
-def slug(text: str) -> str:
-    """Return a text of letters, digits, dots and dashes, for names of folders and W&B ids."""
-    return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")
 
 
 def _commit() -> str:

@@ -27,9 +27,9 @@ from omegaconf import DictConfig
 
 from dagger_exp.cli.arguments import is_dry, overrides_of
 from dagger_exp.cli.jobs import ALIVE, CANCELLED, JobState, counted, job_states, print_jobs, read_sweep
-from dagger_exp.cli.manifest import config_hash, slug
+from dagger_exp.cli.manifest import config_hash
 from dagger_exp.config.checks import check, per_round
-from dagger_exp.config.composing import composed, initialized, without_hydra
+from dagger_exp.config.composing import composed, initialized, slug, without_hydra
 from dagger_exp.config.mistakes import said_in_one_sentence
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.store.files import write_json

@@ -92,7 +92,12 @@ def differing(made: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     for key, value in made.items():
         group, _, below = key.partition(".")
         if own.get(key) != value and not (below and made.get(group) != own.get(group)):
-            yield re.sub(r"[^a-z0-9.-]+", "-", f"{key.rpartition('.')[2]}-{value}".lower()).strip("-.")
+            yield slug(f"{key.rpartition('.')[2]}-{value}")
+
+
+def slug(text: str) -> str:
+    """Return a text of letters, digits, dots and dashes, for names of folders and W&B ids."""
+    return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")
 
 
 def made_of(cfg: DictConfig) -> dict[str, Any]:
