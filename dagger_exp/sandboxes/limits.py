@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from dagger_exp.errors import ConfigError, SandboxError
 from dagger_exp.sandboxes import owner
@@ -85,36 +86,41 @@ async def memory_groups(pid: int, *, waits: bool) -> Path | None:
         waits: whether it will move into the group `LEAF` first, beside which others can be made (in version 2).
     """
     for _ in range(ATTEMPTS if waits else 1):
-        for line in Path("/proc", str(pid), "cgroup").read_text().splitlines():  # noqa: ASYNC240 - it is no disk
-            _, kinds, path = line.split(":", 2)
-            is_first = "memory" in kinds.split(",")
-            parent = CGROUPS / ("memory" + path if is_first else path.removesuffix(LEAF)[1:])
-            is_second = not kinds and path.endswith(LEAF) and "memory" in (parent / DIVIDED).read_text()
-            if (is_first or is_second) and os.access(parent, os.W_OK):
-                for left in parent.glob(f"{GROUP}*"):
-                    if owner.is_gone(left.name.removeprefix(GROUP).rpartition(" ")[0]):
+        with suppress(OSError):  # it may have ended
+            for line in Path("/proc", str(pid), "cgroup").read_text().splitlines():  # noqa: ASYNC240 - it is no disk
+                _, kinds, path = line.split(":", 2)
+                is_first = "memory" in kinds.split(",")
+                parent = CGROUPS / ("memory" + path if is_first else path.removesuffix(LEAF)[1:])
+                is_second = not kinds and path.endswith(LEAF) and "memory" in (parent / DIVIDED).read_text()
+                if (is_first or is_second) and os.access(parent, os.W_OK):
+                    for left in _left(parent):
                         await remove_group(left)
-                return parent
+                    return parent
         await asyncio.sleep(PAUSE_S)
     return None
 
 
-def make_group(parent: Path, num_mib: int) -> Path:
-    """Make a cgroup that holds so much memory at most, with what the kernel keeps for it; raises `SandboxError`."""
+def _left(parent: Path) -> list[Path]:
+    groups = parent.glob(f"{GROUP}*")
+    return [group for group in groups if owner.is_gone(group.name.removeprefix(GROUP).rpartition(" ")[0])]
+
+
+def make_group(parent: Path, num_mib: int) -> tuple[Path, BinaryIO]:
+    """Make a cgroup that holds so much memory at most, with what the kernel keeps for it; raises `SandboxError`.
+
+    Returns:
+        It, and the file through which a process of one thread enters it.
+    """
     group = parent / f"{GROUP}{owner.this()} {next(NUMBERS)}"
     try:
         group.mkdir()
         for name, part in GROUP_LIMITS.items():
             if (group / name).exists():
                 (group / name).write_text(str(part * num_mib << 20))
+        tasks = group / "tasks"  # in version 1, where the other one takes 10 ms
+        return group, (tasks if tasks.exists() else group / "cgroup.procs").open("wb")
     except OSError as error:
         raise SandboxError(f"the cgroup {group} cannot be made: {error.strerror}.") from error
-    return group
-
-
-def entrance(group: Path) -> Path:
-    """Return the file through which a process of one thread enters; in version 1 the other one takes 10 ms."""
-    return tasks if (tasks := group / "tasks").exists() else group / "cgroup.procs"
 
 
 async def remove_group(group: Path) -> None:

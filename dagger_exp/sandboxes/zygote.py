@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagger_exp.errors import SandboxError
-from dagger_exp.sandboxes.limits import entrance, make_group, memory_groups, remove_group
+from dagger_exp.sandboxes.limits import make_group, memory_groups, remove_group
 from dagger_exp.sandboxes.process import MAX_FRAME_BYTES, last_line, spawn
 from dagger_exp.sandboxes.session import START_TIMEOUT_S, Session, source
 
@@ -133,9 +133,9 @@ class Zygote:
             at_end.enter_context(complains)
             descriptors, group = [their_stream.fileno(), complains.fileno()], None
             if self.groups is not None:
-                group = make_group(self.groups, total_mib)
+                group, entrance = make_group(self.groups, total_mib)
                 at_failure.callback(group.rmdir)
-                descriptors.append(at_end.enter_context(entrance(group).open("wb")).fileno())
+                descriptors.append(at_end.enter_context(entrance).fileno())
             await self._send(ascii(dict(settings)), *descriptors)
             session = await self._session(stream, complaints, group)
             at_failure.pop_all()
