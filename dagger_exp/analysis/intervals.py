@@ -55,7 +55,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def bootstrap_interval(*tables: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of a table's mean, or of a difference of two means, resampling both seeds and tasks.
 
-    Over few seeds it is too narrow where seeds differ more than tasks do: over 3 of them it covers 76 %, over 10 of them 90 %.
+    It is too narrow over few seeds that differ more than tasks do: it covers 76 % over 3 seeds, 90 % over 10.
 
     Args:
         tables: float [seeds, tasks], the same tasks in each; nan where there is no value.
