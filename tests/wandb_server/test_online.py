@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_and_resumed_is_one_run_with_every_row(
 def synced(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that was logged offline in two parts, and uploaded later."""
     folder = tmp_path_factory.mktemp("offline") / "synced"
-    offline = (*SMALL, "schedule=linear", "logger=wandb_offline", "logger.group=small")
+    offline = (*SMALL, "schedule=exponential", "logger=wandb_offline", "logger.group=small")
     with begun(environment, "round 2/2 +train", *offline, f"hydra.run.dir={folder}") as process:
         process.terminate()
     run(environment, folder.parent, "dagger-train", f"resume={folder}")
@@ -161,7 +161,7 @@ def test_runs_at_the_server_compare_as_their_folders_do(
 ) -> None:
     here = run(environment, tmp_path, "dagger-compare", trained, synced)
     there = run(environment, tmp_path, "dagger-compare", f"wandb:{address}")
-    assert "schedule=linear" in table(here, "means over runs")
+    assert "schedule=exponential" in table(here, "means over runs")
     for title in ("means over runs", "each run"):
         assert table(there, title) == table(here, title)
 
