@@ -44,9 +44,10 @@ OnEpisode = Callable[[Episode], None]
 
 @contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collector what lives already: a model's libraries take it a tenth of a second each time.
+    """Leave what exists out of garbage collection, and collect a hundred times less often.
 
-    What episodes make meanwhile lives as long as they do, so it looks for garbage a hundred times less often.
+    One pass over a model's libraries takes a tenth of a second, and what an episode makes lives until its end. With a
+    thousand episodes at once a turn would otherwise take half as much CPU time again (measured).
     """
     often = gc.get_threshold()
     gc.freeze()
