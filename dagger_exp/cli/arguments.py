@@ -51,9 +51,14 @@ def only_shows(options: argparse.Namespace) -> bool:
     return any(shows) or options.experimental_rerun is not None
 
 
-def show(command: str) -> None:
+def show(options: argparse.Namespace, command: str) -> None:
     """Let Hydra show its help, a config or its files."""
     register_schema()
+    if options.cfg:
+        with initialized():
+            name = composed(command, overrides_of(options)).name
+        place = sys.argv.index(options.overrides[0]) if options.overrides else len(sys.argv)
+        sys.argv.insert(place, f"name={name}")  # beside the others, or Hydra's parser does not read it
     with said_in_one_sentence(command, sys.argv[1:]):
         hydra.main(version_base="1.3", config_path=CONF_FOLDER, config_name=command)(lambda cfg: None)()
 

@@ -57,7 +57,7 @@ def run_command(command: str, job: Job) -> None:
             print(f"dagger-{command}: loading", flush=True)  # at once, since the libraries take seconds
         options = parsed(arguments)
         if only_shows(options):
-            show(command)
+            show(options, command)
         elif is_sweep(options):
             sweep(options, command, partial(in_sweep, job))  # by name, since submitit copies what it has no name for
         else:

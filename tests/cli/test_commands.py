@@ -86,6 +86,8 @@ def test_a_folder_is_named_by_the_choice_that_is_not_the_methods(call: Call, tmp
     assert call("train", *QUICK, *few, "schedule=constant", "aggregation=latest").code == 0
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     assert folder.name.endswith("_dagger_schedule-constant_aggregation-latest")
+    shown = call("train", "--config-dir", str(tmp_path), "schedule=constant", "--cfg", "job").out
+    assert shown.startswith("name: dagger_schedule-constant\n")
 
 
 def test_without_a_terminal_there_are_plain_lines_only(run: tuple[Path, str, str]) -> None:
