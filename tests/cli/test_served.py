@@ -58,9 +58,9 @@ def test_what_the_teacher_costs_is_in_every_row(call: Call, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("command", "goal", "words"),
     [
-        ("train", ("rounds.labels=60", "rounds.steps=2"), r"8 of 60 labels, and \d"),
-        ("collect", ("rounds.labels=60",), r"8 of 60 labels, and \d"),
-        ("collect", ("rounds.labels=null", "rounds.tasks=20"), "2 of 20 episodes, and 2"),
+        ("train", ("rounds.labels=60", "rounds.steps=2"), "1[1-9] of 60 labels"),
+        ("collect", ("rounds.labels=60",), "1[1-9] of 60 labels"),
+        ("collect", ("rounds.labels=null", "rounds.tasks=20"), "[34] of 20 episodes"),
     ],
 )
 def test_a_round_that_the_budget_ends_says_what_it_has(
@@ -73,7 +73,7 @@ def test_a_round_that_the_budget_ends_says_what_it_has(
             "teacher_budget.tokens_per_round=400", f"hydra.run.dir={tmp_path}/run",
         )  # fmt: skip
     assert answer.code == 0, answer.err
-    said = rf"round 0 was closed with {words} not trained on: teacher_budget\.tokens_per_round is spent\.\n"
+    said = rf"round 0 was closed with {words}: teacher_budget\.tokens_per_round is spent\.\n"
     assert len(re.findall(f"warning: {said}", answer.out)) == 1
     assert re.search(said, (tmp_path / "run/train.log").read_text())
 
