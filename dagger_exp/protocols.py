@@ -44,7 +44,10 @@ class World(Protocol):
     max_turns: int
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the tasks of `train` or `heldout`; the two share nothing."""
+        """Return the tasks of `train`, `validation` or `heldout`, no two of which share a task.
+
+        A world may do without `validation`, and returns no task for it then.
+        """
         ...
 
     def make(self, task: Task) -> Env:

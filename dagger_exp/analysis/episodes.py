@@ -53,6 +53,14 @@ def episode_groups(folder: Path) -> tuple[list[EpisodeGroup], list[str]]:
     return groups, complaints
 
 
+def evaluation_path(folder: Path, round_index: int) -> Path:
+    """Return where a run has the episodes of the evaluation after a round."""
+    earlier = folder / "eval" / f"round_{round_index:03d}.parquet"
+    if earlier.exists() and not _is_again(earlier):
+        return earlier
+    return folder / "eval" / f"{round_index:03d}" / "episodes.parquet"
+
+
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
     """Return how many of each group are shown: as even as the sizes allow, and `limit` in all.
 
@@ -72,26 +80,37 @@ def evenly(size: int, count: int) -> list[int]:
 
 
 def _parts(folder: Path) -> list[Callable[[], EpisodeGroup]]:
-    rounds = sorted(path for path in (folder / "rounds").glob("[0-9]*") if path.name.isdecimal())
-    evaluations = sorted((folder / "eval").glob("round_*.parquet"))
-    return [*(partial(_collected, path) for path in rounds), *(partial(_evaluated, path) for path in evaluations)]
+    stores = {COLLECT: folder / "rounds", EVALUATE: folder / "eval"}
+    stored = [
+        partial(_stored, phase, path)
+        for phase, store in stores.items()
+        for path in sorted(store.glob("[0-9]*"))
+        if path.name.isdecimal()
+    ]
+    earlier = sorted((folder / "eval").glob("round_*.parquet"))
+    return [*stored, *(partial(_evaluated_earlier, path) for path in earlier if not _is_again(path))]
 
 
-def _collected(path: Path) -> EpisodeGroup:
+def _is_again(path: Path) -> bool:
+    """Return whether a later version has played the evaluation of this file once more."""
+    return (path.parent / path.stem.removeprefix("round_")).is_dir()
+
+
+def _stored(phase: str, path: Path) -> EpisodeGroup:
     view, round_index = StoreView(path.parent), int(path.name)
     if not view.is_closed(round_index):
         try:
-            return _open_round(view, round_index)
+            return _open_round(phase, view, round_index)
         except StoreError:
             if not view.is_closed(round_index):  # else the run has closed it under our eyes
                 raise
-    return _closed(COLLECT, round_index, view.read(round_index))
+    return _closed(phase, round_index, view.read(round_index))
 
 
-def _open_round(view: StoreView, round_index: int) -> EpisodeGroup:
+def _open_round(phase: str, view: StoreView, round_index: int) -> EpisodeGroup:
     episodes = view.committed_episodes(round_index)
     return EpisodeGroup(
-        phase=COLLECT,
+        phase=phase,
         round_index=round_index,
         is_open=True,
         stop_reasons=[episode.stop_reason.value for episode in episodes],
@@ -99,8 +118,8 @@ def _open_round(view: StoreView, round_index: int) -> EpisodeGroup:
     )
 
 
-def _evaluated(path: Path) -> EpisodeGroup:
-    # The name tells the round: an evaluation has the same coins after every round, and writes 0 in its rows.
+def _evaluated_earlier(path: Path) -> EpisodeGroup:
+    """Return an evaluation of a version that kept no store of them; the name of its file tells the round."""
     found = re.fullmatch(r"round_(\d+)", path.stem)
     if not found:
         raise StoreError(f"{path} is no evaluation of this version: rename or delete it.")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dagger_exp.analysis.episodes import evaluation_path
 from dagger_exp.analysis.groups import Group
 from dagger_exp.analysis.intervals import bootstrap_interval, holm, mcnemar, t_margin, t_test
 from dagger_exp.analysis.load import Run
@@ -95,7 +96,7 @@ def solved_by(run: Run) -> dict[str, float]:
     """
     if run.folder is None:
         raise StoreError("runs read from W&B have no episodes, so they are in no bootstrap: give their folders.")
-    path = run.folder / "eval" / f"round_{int(run.rows[-1]['round']):03d}.parquet"
+    path = evaluation_path(run.folder, int(run.rows[-1]["round"]))
     try:
         file = RoundFile(path)
     except StoreError as error:

@@ -18,6 +18,7 @@ NO_OUTCOME = (
     *("trainer.strategy.round_timeout_hours",),
     # How much happens at once, and how often a run is saved.
     *("num_threads", "env.num_workers", "sandbox.max_live", "sandbox.num_ready", "callbacks.checkpoint_steps"),
+    "keep_students",
 )
 """Patterns of keys that do not change the outcome, as `fnmatch` reads them; `*` stands for dots too."""
 NO_OUTCOME_SERVED = ("rollout.concurrency", "evaluation.concurrency")

@@ -114,9 +114,14 @@ def resumed(typed: str, command: str) -> tuple[DictConfig, Path]:
     """Return the config and the folder of a run that goes on; every choice is the run's.
 
     Raises:
-        ConfigError: there is no run in that folder, or it is one of another command.
+        ConfigError: there is no run in that folder, it never began, or it is one of another command.
     """
     folder = Path(typed).expanduser().resolve()
+    if (folder / ".hydra").is_dir() and not (folder / "manifest.json").exists():
+        raise ConfigError(
+            f"resume={typed} was ended before it began, and there is nothing to go on with: give the command that "
+            f"started it once more, with hydra.run.dir={typed}"
+        )
     cfg = load_checked(folder)
     if (folder / "manifest.json").exists() and (began := began_as(folder)) != f"dagger-{command}":
         raise ConfigError(f"resume={typed} is a run of {began}; go on with: {began} resume={typed}")

@@ -2,12 +2,13 @@
 
 dagger-evaluate student.init=outputs/runs/FOLDER                 the student of a run, as the run evaluates it
 dagger-evaluate student.init=FOLDER/checkpoints/last.ckpt        a checkpoint of it
+dagger-evaluate student.init=FOLDER/student_rounds/003           the student of a round, where the run keeps them
 dagger-evaluate student=hf student.path=FOLDER env=textworld     any Hugging Face folder, any env
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ from dagger_exp.store.files import write_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dagger_exp.config.build import Run
-    from dagger_exp.training.rounds import Progress
+    from dagger_exp.evaluation.evaluator import Evaluator
+    from dagger_exp.training.progress import Progress
 
 STOPS = "eval/num_stop_"
 
@@ -41,37 +42,42 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     run_id = str(open_manifest(folder, cfg)["run_id"])  # before what takes long, and may be interrupted
     from dagger_exp.cli.terminal import Terminal, chosen
     from dagger_exp.config.build import build_run, place_student
-    from dagger_exp.evaluation.metrics import evaluation_metrics
+    from dagger_exp.config.evaluators import build_evaluator
+    from dagger_exp.evaluation.metrics import check_rate, evaluation_metrics
     from dagger_exp.training.record import RunRecord
 
     with (
         closing(build_run(cfg, folder, run_id)) as run,
         Terminal(cfg, run.student.num_parameters, folder, "evaluate") as terminal,
     ):
-        run.evaluator.runner.watchdog.say = terminal.warn
-        warn_of_few(cfg, run, terminal)
+        evaluator = build_evaluator(cfg, run)
+        run.collector.runner.watchdog.say = terminal.warn
+        warn_of_few(cfg, [evaluator], terminal)
         place_student(run, cfg.trainer.accelerator)
         run.engine.load_weights(0, run.student.model)
-        terminal.begin("evaluate", 0, len(run.evaluator.tasks))
-        episodes = run.evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
+        terminal.begin("evaluate", 0, evaluator.num_tasks, done=evaluator.num_done(0))
+        episodes = evaluator.evaluate(0, lambda episode: terminal.advance(1, episode=episode))
     failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
     RunRecord(folder=folder, loggers=[]).failures("evaluate", 0, failed)
     metrics = evaluation_metrics(episodes)
     write_json(folder / "evaluation.json", metrics)
     show(metrics)
-    lies = {"evaluation.json": "these numbers", "eval/*.parquet": "a row per turn"}
+    check_rate(metrics, "eval")
+    lies = {"evaluation.json": "these numbers", "eval/000/episodes.parquet": "a row per turn"}
     typed = [word for word in chosen(folder, but=()) if not word.startswith("evaluation.temperature=")]
     again = " ".join([*typed, "evaluation.temperature=1.0"])
     terminal.finish(lies=lies, also={f"dagger-evaluate {again}": "the same tasks, sampled"})
 
 
-def warn_of_few(cfg: DictConfig, run: Run, progress: Progress) -> None:
-    """Say that the env has fewer held-out tasks than were asked for."""
-    if len(run.evaluator.tasks) < cfg.evaluation.tasks:
-        found = len(run.evaluator.tasks)
-        progress.warn(
-            f"evaluation.tasks is {cfg.evaluation.tasks}, but the env has {found} held-out tasks: all of them."
-        )
+def warn_of_few(cfg: DictConfig, evaluators: Sequence[Evaluator], progress: Progress) -> None:
+    """Say that the env has fewer tasks than were asked for."""
+    for evaluator in evaluators:
+        key, what = ("tasks", "held-out") if evaluator.name == "eval" else ("validation_tasks", "validation")
+        if evaluator.num_tasks < cfg.evaluation[key]:
+            progress.warn(
+                f"evaluation.{key} is {cfg.evaluation[key]}, but the env has {evaluator.num_tasks} {what} tasks: "
+                "all of them."
+            )
 
 
 def show(metrics: Mapping[str, float]) -> None:
@@ -88,7 +94,7 @@ def run_of(student: DictConfig) -> Path | None:
     """Return the run folder that a student comes from, None where it is a plain model."""
     given = student.get("init") or student.get("path")
     folder = Path(given or "").expanduser()
-    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+    folder = folder.parent.parent if folder.suffix == ".ckpt" or folder.parent.name == "student_rounds" else folder
     return folder if given and (folder / ".hydra" / "config.yaml").is_file() else None
 
 

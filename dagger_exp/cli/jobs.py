@@ -30,6 +30,8 @@ from dagger_exp.store.files import read_json, write_json
 
 ALIVE = ("pending", "running")
 COMMAND_TIMEOUT_S = 60
+SHORT_ERROR = 500
+"""Characters of an error that fit into a block of a full disk."""
 CLOCK_ERROR_S = 0.5
 """By how much two readings of when a process began may differ."""
 STYLES = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "cancelled": "yellow"}
@@ -209,8 +211,16 @@ def read_sweep(sweep: Path) -> dict[str, Any]:
 
 
 def set_state(folder: Path, state: str, error: str = "", **more: Any) -> None:
-    """Write a run's `status.json`."""
-    write_json(folder / "status.json", {"state": state, "error": error, **more})
+    """Write a run's `status.json`; on a full disk over the earlier one, which has a block of the disk."""
+    path, status = folder / "status.json", {"state": state, "error": error, **more}
+    try:
+        write_json(path, status)
+    except StoreError:
+        if not path.exists():
+            raise
+        with path.open("r+") as file:  # neither truncated nor beyond its block: both would need room
+            file.write(json.dumps(status | {"error": error[:SHORT_ERROR]}))
+            file.truncate()
 
 
 def sign() -> dict[str, Any]:

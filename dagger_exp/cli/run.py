@@ -31,7 +31,7 @@ from dagger_exp.loading import without_collection
 from dagger_exp.training.preemption import PREEMPTION
 
 FIRST_FILES = {".hydra", "manifest.json", "status.json", "train.log", "rounds", "store.json", "writer.lock", "wandb"}
-FIRST_FILES |= {"metrics.csv", "student"}
+FIRST_FILES |= {"metrics.csv", "student", "eval", "validation"}
 """What a run folder holds before anything has happened in it."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """A full disk, a file that may not grow, a quota that is used up."""
@@ -182,7 +182,10 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 def discard(folder: Path) -> None:
     """Remove a run folder in which nothing has happened yet; any other file keeps it."""
-    if {path.name for path in (*folder.iterdir(), *(folder / "rounds").rglob("*"))} <= FIRST_FILES:
+    stores = (folder / name for name in ("rounds", "eval", "validation"))
+    if {
+        path.name for path in (*folder.iterdir(), *(path for store in stores for path in store.rglob("*")))
+    } <= FIRST_FILES:
         _finish_wandb(1)  # or it goes on writing
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # what W&B's threads still say goes nowhere
         shutil.rmtree(folder, ignore_errors=True)

@@ -166,6 +166,8 @@ class Terminal:
             "summary.json, metrics.csv": "a row per round",
             "rounds/*/episodes.parquet": "a row per turn: who acted, the action, the label",
         }
+        if any(self.folder.glob("student_rounds/*")):
+            found["student_rounds/"] = "the students of rounds, each as in student/"
         offline = any(self.folder.glob("wandb/offline-run-*"))
         return found | ({"wandb/": "wandb sync FOLDER/wandb/offline-run-* uploads it"} if offline else {})
 

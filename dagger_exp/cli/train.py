@@ -9,6 +9,7 @@ dagger-train resume=outputs/runs/FOLDER         go on where a run was interrupte
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -41,7 +42,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
     run_id = str(manifest["run_id"])
     from dagger_exp.cli.terminal import Terminal
     from dagger_exp.config.build import CHECKPOINT, build_run, build_training
-    from dagger_exp.training.rounds import Silent
+    from dagger_exp.training.progress import Silent
 
     refuse_another_adapter(cfg, manifest["command"][1:])
     is_first = is_first_process()
@@ -56,7 +57,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         if is_first:
             if not path.exists():  # later starts may find other weights where these came from, and keep the copy
                 run.student.save_format(folder / "student")
-            warn_of_few(cfg, run, progress)
+            warn_of_few(cfg, rounds.evaluators, progress)
         prepare_processes(cfg, folder)
         with together(trainer):
             checkpoint = path if path.exists() else None
@@ -65,6 +66,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
             rounds.finish(trainer, module)
             run.student.save(folder / "student")
             rounds.record.close(folder)
+            rounds.check_last_rates()
     if isinstance(progress, Terminal) and manifest["sweep"] is None:
         progress.finish()
 
@@ -83,10 +85,10 @@ def refuse_another_adapter(cfg: DictConfig, typed: Sequence[str]) -> None:
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what a killed process has written aside."""
-    for place in (folder, folder / "checkpoints", folder / "eval"):
-        for aside in place.glob(f"*{ASIDE_SUFFIX}"):
-            aside.unlink(missing_ok=True)
+    """Remove what a killed process has written aside; the stores remove their own."""
+    places = (folder.glob("*"), *((folder / name).rglob("*") for name in ("checkpoints", "student", "student_rounds")))
+    for aside in [path for place in places for path in place if path.suffix == ASIDE_SUFFIX]:
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
 
 
 def prepare_processes(cfg: DictConfig, folder: Path) -> None:

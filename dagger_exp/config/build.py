@@ -20,12 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from dagger_exp.chat import Chat
 from dagger_exp.config.checks import per_round
 from dagger_exp.config.components import make, make_optional
+from dagger_exp.config.evaluators import at_once, build_evaluator, check_disjoint
 from dagger_exp.data.datamodule import RoundDataModule
 from dagger_exp.data.selection import EpisodeFilter
 from dagger_exp.errors import ConfigError
-from dagger_exp.evaluation.evaluator import Evaluator
 from dagger_exp.policies.llm import LanguagePolicy
-from dagger_exp.policies.mixture import StudentOnly
 from dagger_exp.protocols import Engine, Mixing, Sandboxes, Scaffold, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.collector import Collector
@@ -37,10 +36,12 @@ from dagger_exp.rollout.watchdog import Watchdog
 from dagger_exp.store.store import Store
 from dagger_exp.training.checkpoints import LastCheckpoint, WholeCheckpointIO
 from dagger_exp.training.csv_logger import CsvLogger
+from dagger_exp.training.kept_students import KeptStudents
 from dagger_exp.training.loggers import begin_wandb
 from dagger_exp.training.module import StudentModule
+from dagger_exp.training.progress import Progress
 from dagger_exp.training.record import RunRecord
-from dagger_exp.training.rounds import Progress, RoundCallback
+from dagger_exp.training.rounds import RoundCallback
 from dagger_exp.training.student import Student
 from dagger_exp.training.teacher import check_vocabularies
 from dagger_exp.training.tree_check import check_trees
@@ -58,8 +59,8 @@ class Run:
     world: World
     engine: Engine
     mixing: Mixing
+    sandboxes: Sandboxes | None
     collector: Collector
-    evaluator: Evaluator
 
     def close(self) -> None:
         """Free what the engine holds, as a server that was started for it, and the store for other writers."""
@@ -105,8 +106,8 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
         world=world,
         engine=engine,
         mixing=mixing,
+        sandboxes=sandboxes,
         collector=collector,
-        evaluator=build_evaluator(cfg, runner, at_once(cfg.evaluation.concurrency, sandboxes), folder, run_id),
     )
 
 
@@ -144,24 +145,6 @@ def build_runner(
     )
 
 
-def at_once(concurrency: int, sandboxes: Sandboxes | None) -> int:
-    """Return how many episodes play at once: none waits for a sandbox, since that would count as its own time."""
-    return min(concurrency, sandboxes.max_live) if sandboxes else concurrency
-
-
-def build_evaluator(cfg: DictConfig, runner: Runner, concurrency: int, folder: Path, run_id: str) -> Evaluator:
-    """Build what evaluates: as episodes are collected, but by the student alone and without labels."""
-    student = replace(runner.student, temperature=cfg.evaluation.temperature, top_p=1.0)
-    return Evaluator(
-        runner=replace(runner, student=student, mixing=StudentOnly(), labeler=Labeler(turns="none")),
-        tasks=runner.world.tasks("heldout")[: cfg.evaluation.tasks],
-        seed=cfg.evaluation.seed,
-        concurrency=concurrency,
-        folder=folder / "eval",
-        run_id=run_id,
-    )
-
-
 def build_training(
     cfg: DictConfig, run: Run, run_id: str, progress: Progress, manifest: Mapping[str, Any] | None = None
 ) -> tuple[lightning.Trainer, StudentModule, RoundDataModule, RoundCallback]:
@@ -181,14 +164,18 @@ def build_training(
         lr_scheduler=make(cfg.lr_scheduler, num_steps=num_steps(cfg, run.collector.demonstrations)),
         max_grad_norm=cfg.max_grad_norm,
     )
+    splits = ["heldout", *(["validation"] if cfg.evaluation.validation_tasks else [])]
+    evaluators = [build_evaluator(cfg, run, split) for split in splits]
+    check_disjoint(evaluators)
     loggers = build_loggers(cfg, run.folder, run_id, manifest or {})
     checkpoint = LastCheckpoint(run.folder / CHECKPOINT, every_n_steps=cfg.callbacks.checkpoint_steps)
     rounds = RoundCallback(
         collector=run.collector,
-        evaluator=run.evaluator,
+        evaluators=evaluators,
         mixing=run.mixing,
         engines=[run.engine],
         record=RunRecord(folder=run.folder, loggers=loggers),
+        kept=KeptStudents(student=run.student, folder=run.folder / "student_rounds", which=cfg.keep_students),
         progress=progress,
         num_rounds=cfg.rounds.num_rounds,
         num_labels=per_round(cfg, "labels"),

@@ -177,11 +177,19 @@ def _of_collection(cfg: DictConfig) -> Iterator[str]:
 def _of_training(cfg: DictConfig) -> Iterator[str]:
     if cfg.labeler.turns == "none":
         yield "labeler.turns=none leaves nothing to train on; choose labeler.turns=all, or use dagger-collect."
+    yield from _of_validation(cfg)
     if cfg.rounds.steps is not None and cfg.rounds.epochs_per_round != 1:
         yield "rounds.steps and rounds.epochs_per_round are both set; add rounds.steps=null for epochs."
     if cfg.rounds.steps is None and cfg.rounds.labels is not None:
         yield "rounds.labels needs rounds.steps, or the learning rate knows no length; or set rounds.tasks."
     per_round(cfg, "steps")
+
+
+def _of_validation(cfg: DictConfig) -> Iterator[str]:
+    wanting = {"evaluation.stop_at_success": cfg.evaluation.stop_at_success is not None}
+    wanting["keep_students=best"] = cfg.keep_students == "best"
+    for key in [key for key, wants in wanting.items() if wants and not cfg.evaluation.validation_tasks]:
+        yield f"{key} looks at validation tasks, and evaluation.validation_tasks is 0; raise it."
 
 
 def per_round(cfg: DictConfig, name: str) -> list[int] | None:

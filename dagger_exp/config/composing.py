@@ -127,7 +127,8 @@ def load_checked(folder: Path) -> DictConfig:
         cfg = OmegaConf.load(path)
     except Exception as error:
         raise ConfigError(f"{path} cannot be read; restore it, or start a new run.") from error
-    assert isinstance(cfg, DictConfig)
+    if not cfg or not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{path} is empty; restore it, or start a new run.")
     return cfg
 
 

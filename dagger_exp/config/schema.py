@@ -83,6 +83,7 @@ class Evaluation:
     """How the student is evaluated."""
 
     tasks: int = _at_least(1)
+    validation_tasks: int = _at_least(0)
     seed: int = MISSING
     temperature: float = _at_least(0)
     concurrency: int = _at_least(1)
@@ -139,6 +140,7 @@ class RunConfig:
     num_threads: int = _at_least(1)
     aggregation: str = _one_of("union", "latest", "window")
     window: int = _at_least(1)
+    keep_students: str = _one_of("all", "best", "last")
     max_grad_norm: float | None = _positive()
     rounds: Rounds = MISSING
     rollout: Rollout = MISSING

@@ -22,6 +22,8 @@ from dagger_exp.types import Key, Message, StepResult, StopReason, Task
 
 WORLD_FILES = 8
 """Names of files in the world; a repository holds `num_files` of them."""
+SPLITS = {0: "heldout", 1: "validation"}
+"""The split of one task in eight each, by a hash of what it holds; the others are for training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class RepoRepair:
             episodes alone succeeds with about this probability to the power of `num_bugs`.
         max_turns: an episode ends unsolved after this many turns.
         num_train_tasks: size of the training split.
+        num_validation_tasks: size of the validation split; may be 0.
         num_heldout_tasks: size of the held-out split.
 
     Raises:
@@ -61,6 +64,7 @@ class RepoRepair:
         symptom_reliability: float = 0.75,
         max_turns: int = 24,
         num_train_tasks: int = 100_000,
+        num_validation_tasks: int = 1_000,
         num_heldout_tasks: int = 1_000,
     ) -> None:
         if not 1 <= num_bugs <= num_files <= WORLD_FILES or num_files < 2:
@@ -73,16 +77,22 @@ class RepoRepair:
             raise ConfigError(f"env.num_bugs equal to env.num_files needs env.num_symptoms >= {2 * WORLD_FILES}.")
         if min(num_lines, max_turns) < 1:
             raise ConfigError("env.num_lines and env.max_turns must be at least 1.")
-        if min(num_train_tasks, num_heldout_tasks) < 1:
-            raise ConfigError("env.num_train_tasks and env.num_heldout_tasks must be at least 1.")
+        if min(num_train_tasks, num_validation_tasks + 1, num_heldout_tasks) < 1:
+            raise ConfigError(
+                "env.num_train_tasks and env.num_heldout_tasks must be at least 1, env.num_validation_tasks at least 0."
+            )
         if not 0.0 <= symptom_reliability <= 1.0:
             raise ConfigError("env.symptom_reliability is a probability in [0, 1].")
         self.num_files, self.num_bugs, self.num_symptoms = num_files, num_bugs, num_symptoms
         self.num_lines, self.symptom_reliability, self.max_turns = num_lines, symptom_reliability, max_turns
-        self._sizes = {"train": num_train_tasks, "heldout": num_heldout_tasks}
+        self._sizes = {
+            "train": num_train_tasks,
+            "validation": num_validation_tasks,
+            "heldout": num_heldout_tasks,
+        }
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the tasks of `train` or `heldout`, each made when it is looked at."""
+        """Return the tasks of `train`, `validation` or `heldout`, each made when it is looked at."""
         return TaskSequence(self, split, self._sizes[split])
 
     def make(self, task: Task) -> RepoRepairEnv:
@@ -106,13 +116,13 @@ class RepoRepair:
         return f"f{int(symptom[1:]) % WORLD_FILES}"
 
     def draw_task(self, split: str, index: int) -> Task:
-        """Return a task: attempt after attempt until one falls into the split (one in eight is held out)."""
+        """Return a task: attempt after attempt until one falls into the split."""
         for attempt in range(10_000):
             key = Key(seed=attempt, round_index=0, task_id=f"{split}-{index}", episode_index=0)
             files = _sample(key, "files", [f"f{i}" for i in range(WORLD_FILES)], self.num_files)
             bugs = self._bugs(key, files)
             content = Key(0, 0, f"{sorted(files)}{bugs}", 0)  # the order of files makes no other task
-            if (integer(content, "split", 8) == 0) == (split == "heldout"):
+            if SPLITS.get(integer(content, "split", 8), "train") == split:
                 data = {"files": files, "bugs": [(bug.symptom, bug.file, bug.line) for bug in bugs]}
                 return Task(id=f"{split}-{index:06d}", split=split, data=data)
         raise ConfigError(f"env leaves no room for a {split} split; raise env.num_files or env.num_lines.")

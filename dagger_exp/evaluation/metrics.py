@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
+from dagger_exp.errors import DataError
 from dagger_exp.rollout.metrics import failure_rates, stop_counts
 from dagger_exp.types import Episode
 
@@ -31,22 +32,42 @@ def wilson(num_hits: int, num_trials: int) -> Rate:
     return Rate(rate, max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread)))
 
 
-def evaluation_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return how the student does alone, under `eval/`.
+def evaluation_metrics(episodes: Sequence[Episode], name: str = "eval") -> dict[str, float]:
+    """Return how the student does alone.
 
-    There is no `eval/success_rate` where more than `MAX_INFRASTRUCTURE_RATE` of the episodes failed for reasons that
-    are not the student's.
+    There is no success rate where more than `MAX_INFRASTRUCTURE_RATE` of the episodes failed for reasons that are not
+    the student's.
+
+    Args:
+        episodes: of the evaluation.
+        name: of the evaluation, with which the names of the metrics begin.
     """
     counted = [episode for episode in episodes if not episode.stop_reason.is_infrastructure]
     num_turns = sum(len(episode.turns) for episode in counted)
     metrics = {
-        "eval/num_tasks": len(episodes),
-        "eval/num_failed": len(episodes) - len(counted),
-        "eval/turns_per_episode": num_turns / max(1, len(counted)),
-        **failure_rates("eval", counted),
-        **stop_counts("eval", episodes),
+        f"{name}/num_tasks": len(episodes),
+        f"{name}/num_failed": len(episodes) - len(counted),
+        f"{name}/turns_per_episode": num_turns / max(1, len(counted)),
+        **failure_rates(name, counted),
+        **stop_counts(name, episodes),
     }
     if counted and len(episodes) - len(counted) <= MAX_INFRASTRUCTURE_RATE * len(episodes):
         rate = wilson(sum(episode.solved for episode in counted), len(counted))
-        metrics |= {"eval/success_rate": rate.value, "eval/success_low": rate.low, "eval/success_high": rate.high}
+        bounds = {f"{name}/success_low": rate.low, f"{name}/success_high": rate.high}
+        metrics |= {f"{name}/success_rate": rate.value, **bounds}
     return metrics
+
+
+def check_rate(metrics: Mapping[str, float], name: str) -> None:
+    """Refuse to end with an evaluation that has no success rate; raises `DataError`."""
+    if not has_rate(metrics, name):
+        raise DataError(
+            f"{metrics[f'{name}/num_failed']:g} of {metrics[f'{name}/num_tasks']:g} {name} episodes failed for reasons "
+            "of infrastructure, so that there is no success rate: fix what failures.csv names and resume the run; only "
+            "they are played again."
+        )
+
+
+def has_rate(metrics: Mapping[str, float], name: str) -> bool:
+    """Return whether an evaluation has a success rate, so that it need not be played again."""
+    return f"{name}/success_rate" in metrics

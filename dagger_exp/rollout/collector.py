@@ -103,8 +103,7 @@ class Collector:
             DriftError: a server has other weights than it was sent; what it played since the last commit is lost.
         """
         if self.store.is_closed(round_index):
-            reader = self.store.read(round_index)
-            return reader.episodes(range(len(reader)))
+            return self.store.read(round_index).all_episodes()
         if self.demonstrations is not None and self.is_imported(round_index):
             return self.demonstrations.collect(self.runner, self.store, self.plan.seed, on_episode)
         if not len(self.plan.tasks):

@@ -143,6 +143,10 @@ class RoundReader:
         [episode] = to_episodes(self._row_group(place, group)[rows])
         return episode
 
+    def all_episodes(self) -> list[Episode]:
+        """Return every episode, in order."""
+        return self.episodes(range(len(self)))
+
     def episodes(self, indices: Sequence[int]) -> list[Episode]:
         """Return these episodes in the order asked for, decoding each row group once.
 

@@ -20,7 +20,7 @@ Place = tuple[str, str]
 class CsvLogger(Logger):
     """Appends rows; one that is logged again after a resume replaces the earlier one.
 
-    The file is written anew only then, and when a column is new.
+    The file is written anew only then, when a column is new, and where a kill has cut its last row.
 
     Args:
         path: of the CSV file.
@@ -32,6 +32,7 @@ class CsvLogger(Logger):
         rows = read_csv(path)
         self.columns = list(rows[0]) if rows else []
         self._earlier = {_place(row) for row in rows}
+        self._is_torn = path.exists() and not path.read_bytes().endswith(b"\n")
 
     @property
     def name(self) -> str:
@@ -49,11 +50,12 @@ class CsvLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         new = [name for name in metrics if name not in self.columns]
         place = _place(metrics)
-        if new or place in self._earlier:
+        if new or self._is_torn or place in self._earlier:
             self.columns += new
             self._earlier.discard(place)
-            rows = [row for row in read_csv(self.path) if _place(row) != place]
-            write_csv(self.path, self.columns, rows)
+            rows = read_csv(self.path)[: -1 if self._is_torn else None]  # what was cut is logged again
+            write_csv(self.path, self.columns, [row for row in rows if None not in row and _place(row) != place])
+            self._is_torn = False
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(metrics)
 

@@ -42,13 +42,15 @@ class RunRecord:
     def add(self, row: dict[str, float], step: int) -> None:
         """Log the row of a round that is over, then write it down: after a kill it is logged again, never lost.
 
+        A row of the same round is replaced.
+
         Args:
             row: of the round.
             step: optimizer steps that were taken until then.
         """
         self._log(row, step, "row")
-        self.rows.append(row)
-        write_json(self.path, {**row, "rounds": self.rows})
+        self.rows = [other for other in self.rows if other["round"] != row["round"]] + [row]
+        write_json(self.path, {**row, "best_round": best_round(self.rows), "rounds": self.rows})
 
     def _log_again(self) -> None:
         """Give W&B the rows again that a killed process may not have sent; those that the server has, it drops."""
@@ -110,6 +112,12 @@ class RunRecord:
             logger.finalize("success")
 
 
+def best_round(rows: Sequence[Mapping[str, float]]) -> int | None:
+    """Return the first of the rounds with the highest success rate on the validation tasks, None without such tasks."""
+    rated = [row for row in rows if "validation/success_rate" in row]
+    return int(max(rated, key=lambda row: row["validation/success_rate"])["round"]) if rated else None
+
+
 def _history(step: int, kind: str) -> int:
     """Return where in a W&B history something stands.
 
@@ -138,6 +146,6 @@ def _cells(turn: Turn) -> list[Any]:
 
 def define_axes(experiment: Any) -> None:
     """Tell W&B which axis each metric is drawn against."""
-    for prefix in ("round", "rollout", "eval"):
+    for prefix in ("round", "rollout", "eval", "validation"):
         experiment.define_metric(f"{prefix}/*", step_metric="round")
     experiment.define_metric("train/*", step_metric="trainer/global_step")

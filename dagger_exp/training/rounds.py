@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
 
 from dagger_exp.errors import ConfigError, StoreError
 from dagger_exp.evaluation.evaluator import Evaluator
-from dagger_exp.evaluation.metrics import evaluation_metrics
+from dagger_exp.evaluation.metrics import check_rate, evaluation_metrics, has_rate
 from dagger_exp.protocols import Engine, Mixing
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.seeding import draw
 from dagger_exp.store.files import VISIBLE_S
+from dagger_exp.training.kept_students import KeptStudents
 from dagger_exp.training.preemption import PREEMPTION, Preemption
-from dagger_exp.training.record import RunRecord
+from dagger_exp.training.progress import Progress
+from dagger_exp.training.record import RunRecord, best_round
 from dagger_exp.types import Episode, Key
 
 POISONED_LOSS = 1.0
@@ -34,56 +36,27 @@ TAIL_STEPS = 20
 """Steps at the end of a round over which its loss is averaged."""
 
 
-class Progress(Protocol):
-    """Someone who watches."""
-
-    def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
-        """A phase of a round begins: `collect` (total in labels or episodes), `train` (steps), `evaluate` (tasks)."""
-        ...
-
-    def advance(self, amount: int, *, episode: Episode | None = None, loss: float | None = None) -> None:
-        """Some of the total is done: an episode has ended, or a step was taken."""
-        ...
-
-    def end_round(self, row: dict[str, float]) -> None:
-        """A round is over; `row` holds its metrics."""
-        ...
-
-    def warn(self, text: str) -> None:
-        """Something deserves attention."""
-        ...
-
-
-class Silent:
-    """Watches, and says nothing: the progress of every process but the first."""
-
-    def begin(self, phase: str, round_index: int, total: int, done: int = 0, beta: float | None = None) -> None:
-        """Say nothing."""
-
-    def advance(self, amount: int, *, episode: Episode | None = None, loss: float | None = None) -> None:
-        """Say nothing."""
-
-    def end_round(self, row: dict[str, float]) -> None:
-        """Say nothing."""
-
-    def warn(self, text: str) -> None:
-        """Say nothing."""
-
-
 class RoundCallback(lightning.Callback):
-    """Makes sure of rounds, and keeps the record of them.
+    """Runs the rounds around Lightning's epochs, and keeps the record of them.
+
+    for i = 0, 1, ..., num_rounds - 1:
+        D_i    <- episodes in which student and teacher act in turns, labelled    `ensure_collected`
+        D      <- D and D_i                                                       the data module
+        pi_i+1 <- the student, trained on D                                       Lightning
+        how often does pi_i+1 succeed alone?                                      `ensure_evaluated`
 
     Args:
         collector: of training episodes.
-        evaluator: of the student alone.
+        evaluators: of the student alone.
         mixing: the collector's, for the record.
         engines: those that serve the student's weights.
         record: rows, logs and files of the run.
+        kept: students of rounds that are over.
         progress: who watches.
         num_rounds: rounds of the run.
         num_labels: label budget of each round, or None.
         num_episodes: episodes of each round, or None; exactly one of the two is given.
-        stop_at_success: ends the run when the student's success rate reaches this; None never.
+        stop_at_success: ends the run when the success rate on the validation tasks reaches this; None never.
         preemption: signals that may end the run.
     """
 
@@ -91,10 +64,11 @@ class RoundCallback(lightning.Callback):
         self,
         *,
         collector: Collector,
-        evaluator: Evaluator,
+        evaluators: Sequence[Evaluator],
         mixing: Mixing,
         engines: Sequence[Engine],
         record: RunRecord,
+        kept: KeptStudents,
         progress: Progress,
         num_rounds: int,
         num_labels: Sequence[int] | None = None,
@@ -104,9 +78,9 @@ class RoundCallback(lightning.Callback):
     ) -> None:
         if (num_labels is None) == (num_episodes is None):
             raise ConfigError("give exactly one of rounds.labels and rounds.tasks.")
-        self.collector, self.evaluator, self.mixing, self.engines = collector, evaluator, mixing, engines
+        self.collector, self.evaluators, self.mixing, self.engines = collector, list(evaluators), mixing, engines
         self.store = collector.store
-        self.record, self.progress = record, progress
+        self.record, self.kept, self.progress = record, kept, progress
         self.num_rounds, self.num_labels, self.num_episodes = num_rounds, num_labels, num_episodes
         self.stop_at_success, self.preemption = stop_at_success, preemption
         collector.runner.watchdog.say = progress.warn
@@ -118,6 +92,8 @@ class RoundCallback(lightning.Callback):
 
     def ensure_round(self, trainer: lightning.Trainer, module: lightning.LightningModule, round_index: int) -> bool:
         """Make sure that a round is collected and closed, and that the one before is evaluated.
+
+        The first process does the work, and the others wait for it.
 
         Returns:
             False where there is nothing left to train on: the last round is over, or the student is good enough.
@@ -145,7 +121,7 @@ class RoundCallback(lightning.Callback):
 
     def _is_finished(self, module: lightning.LightningModule, round_index: int) -> bool:
         """Evaluate the round before this one; return whether it was the last, or is good enough."""
-        is_good = round_index > 0 and self._is_over(self.ensure_evaluated(module, round_index - 1))
+        is_good = round_index > 0 and self._is_good_enough(self.ensure_evaluated(module, round_index - 1))
         return is_good or round_index >= self.num_rounds
 
     def _wait_until_visible(self, round_index: int) -> None:
@@ -177,26 +153,43 @@ class RoundCallback(lightning.Callback):
             engine.rest()
 
     def ensure_evaluated(self, module: lightning.LightningModule, round_index: int) -> dict[str, float]:
-        """Evaluate the student after a round, write and log the round's row, and return it."""
-        if (row := self.record.row(round_index)) is not None:
+        """Evaluate the student after a round, keep it, write and log the round's row, and return the row.
+
+        What has failed in an evaluation is played again as long as the student is still the one of that round.
+        """
+        row = self.record.row(round_index)
+        if row is not None and (self._is_rated(row) or round_index + 1 in self.losses):
             return row
         begin = time.monotonic()
         self._hand_over(module, version=round_index + 1)
-        self.progress.begin("evaluate", round_index, len(self.evaluator.tasks))
-        episodes = self.evaluator.evaluate(round_index, self._watch_evaluating)
-        failed = [episode for episode in episodes if episode.stop_reason.is_infrastructure]
-        self.record.failures("evaluate", round_index, failed)
+        episodes = self._evaluate(round_index)
         row = self._row(round_index, episodes) | {"round/evaluate_s": time.monotonic() - begin}
+        self.kept.keep(round_index, best_round([*self.record.rows, row]))
         self.record.add(row, self._steps_until(round_index + 1))
         self.progress.end_round(row)
         self._warn(row)
         return row
+
+    def _evaluate(self, round_index: int) -> Mapping[str, Sequence[Episode]]:
+        """Return the episodes of each evaluation by its name."""
+        total = sum(evaluator.num_tasks for evaluator in self.evaluators)
+        done = sum(evaluator.num_done(round_index) for evaluator in self.evaluators)
+        self.progress.begin("evaluate", round_index, total, done=done)
+        played = {each.name: each.evaluate(round_index, self._watch_evaluating) for each in self.evaluators}
+        failed = [one for episodes in played.values() for one in episodes if one.stop_reason.is_infrastructure]
+        self.record.failures("evaluate", round_index, failed)
+        return played
 
     def finish(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Evaluate the last round that was trained, once the training is over."""
         module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
         over = [r for r in range(self.num_rounds) if self.store.is_closed(r)]
         self.ensure_evaluated(module, over[-1])
+
+    def check_last_rates(self) -> None:
+        """Raise `DataError` where the last evaluation has no success rate: a resume plays its failures again."""
+        for evaluator in self.evaluators:
+            check_rate(self.record.rows[-1], evaluator.name)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -243,7 +236,7 @@ class RoundCallback(lightning.Callback):
         for engine in self.engines:
             engine.load_weights(version, module.model)
 
-    def _row(self, round_index: int, episodes: Sequence[Episode]) -> dict[str, float]:
+    def _row(self, round_index: int, played: Mapping[str, Sequence[Episode]]) -> dict[str, float]:
         losses = self.losses.get(round_index, [])
         row: dict[str, float] = {"round": round_index}
         if (beta := self._beta(round_index)) is not None:
@@ -252,7 +245,9 @@ class RoundCallback(lightning.Callback):
         row |= {"round/train_s": self.seconds.get(round_index, 0.0), "round/num_steps": len(losses)}
         row["round/num_tokens"] = self.num_tokens.get(round_index, 0)
         row |= {"round/loss": fmean(losses[-TAIL_STEPS:])} if losses else {}
-        return row | evaluation_metrics(episodes)
+        for name, episodes in played.items():
+            row |= evaluation_metrics(episodes, name)
+        return row
 
     def _steps_until(self, round_index: int) -> int:
         """Return the optimizer steps of all rounds before this one."""
@@ -261,21 +256,25 @@ class RoundCallback(lightning.Callback):
     def _beta(self, round_index: int) -> float | None:
         return self.mixing.beta(round_index)
 
-    def _is_over(self, row: dict[str, float]) -> bool:
-        success = row.get("eval/success_rate", 0.0)
+    def _is_good_enough(self, row: Mapping[str, float]) -> bool:
+        success = row.get("validation/success_rate", 0.0)
         return self.stop_at_success is not None and success >= self.stop_at_success
 
-    def _warn(self, row: dict[str, float]) -> None:
+    def _is_rated(self, row: Mapping[str, float]) -> bool:
+        return all(has_rate(row, evaluator.name) for evaluator in self.evaluators)
+
+    def _warn(self, row: Mapping[str, float]) -> None:
         if row["round"] == 0 and not row.get("round/loss", 0.0) <= POISONED_LOSS:
             self.progress.warn(
                 f"round 0 ended with a loss of {row['round/loss']:.2f}, above {POISONED_LOSS:g}: its student acts"
                 " nearly at random and the next rounds' labels will be of little use; give round 0 more rounds.steps."
             )
-        if "eval/success_rate" not in row:
-            self.progress.warn(
-                f"{row['eval/num_failed']:g} of {row['eval/num_tasks']:g} evaluation episodes failed for reasons of"
-                " infrastructure: no success rate is given; see failures.csv."
-            )
+        for name in (evaluator.name for evaluator in self.evaluators):
+            if not has_rate(row, name):
+                self.progress.warn(
+                    f"{row[f'{name}/num_failed']:g} of {row[f'{name}/num_tasks']:g} {name} episodes failed for reasons"
+                    f" of infrastructure: {name}/success_rate is not given; see failures.csv."
+                )
 
     def _watch_collecting(self, episode: Episode) -> None:
         self.progress.advance(1 if self.num_labels is None else episode.num_labels, episode=episode)

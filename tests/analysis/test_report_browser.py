@@ -174,7 +174,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def episodes(run_folder: Path) -> list[Episode]:
     """Give the run's episodes in the order of the page."""
     view = StoreView(run_folder / "rounds")
-    files = [RoundFile(path) for path in sorted((run_folder / "eval").glob("*.parquet"))]
+    files = [RoundFile(path) for path in sorted((run_folder / "eval").glob("*/episodes.parquet"))]
     readers = [view.read(*view.rounds()), RoundReader(files)]
     return [episode for reader in readers for episode in reader.episodes(range(len(reader)))]
 

@@ -70,7 +70,7 @@ def test_options_of_hydra_work_and_run_nothing(call: Call, tmp_path: Path, argum
 def test_a_run_folder_holds_all_of_it(run: tuple[Path, str, str]) -> None:
     folder, _, _ = run
     files = "manifest.json metrics.csv summary.json status.json train.log failures.csv".split()
-    folders = [".hydra", "checkpoints", "eval", "rounds", "student", "wandb"]
+    folders = [".hydra", "checkpoints", "eval", "rounds", "student", "validation", "wandb"]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, *folders])
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["seed"] == 0
@@ -119,7 +119,7 @@ def test_wandb_has_the_rounds_against_their_axis(run: tuple[Path, str, str]) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     axes = {r["metric"].get("glob_name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
-    assert {axes["round/*"], axes["rollout/*"], axes["eval/*"]} == {"round"}
+    assert {axes[f"{split}/*"] for split in ("round", "rollout", "eval", "validation")} == {"round"}
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     rows = [item for item in history if "eval/success_rate" in item]
     assert [row["round"] for row in rows] == [0, 1]

@@ -152,8 +152,33 @@ def test_a_resume_takes_no_other_kind_of_run_and_no_damaged_one(call: Call, tmp_
     other = call("train", f"resume={tmp_path}/collected")
     assert other.err.startswith(f"error: resume={tmp_path}/collected is a run of dagger-collect; go on with: ")
     assert "nothing to do" in call("collect", f"resume={tmp_path}/collected").out
+    (tmp_path / "collected" / ".hydra" / "config.yaml").write_text("")
+    assert "config.yaml is empty; restore it" in call("collect", f"resume={tmp_path}/collected").err
     (tmp_path / "collected" / ".hydra" / "config.yaml").write_text("rounds: {num_rounds: 0")
     assert "cannot be read; restore it" in call("collect", f"resume={tmp_path}/collected").err
+
+
+def test_what_a_kill_ended_before_it_began_is_started_once_more(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text("")
+    answer = call("collect", f"resume={tmp_path}/run")
+    assert answer.code == 2
+    assert answer.err == (
+        f"error: resume={tmp_path}/run was ended before it began, and there is nothing to go on with: give the command "
+        f"that started it once more, with hydra.run.dir={tmp_path}/run\n"
+    )
+    typed = (*QUICK, f"hydra.run.dir={tmp_path}/run", "rounds.labels=5", "env.num_bugs=1")
+    assert call("collect", *typed).code == 0
+
+
+def test_a_world_without_validation_tasks_is_refused_before_anything_is_played(call: Call, tmp_path: Path) -> None:
+    answer = call("train", *QUICK, "+env.num_validation_tasks=0", f"hydra.run.dir={tmp_path}/run")
+    assert answer.code == 2
+    assert answer.err == (
+        "error: the env's validation split is empty: set evaluation.validation_tasks=0, or let its tasks(split) return "
+        "some.\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 ANEW = "its run, started again, trains anew on the rounds that it has."

@@ -168,6 +168,16 @@ BAD = [
     ("rollout.temperature=nan", "rollout.temperature is nan; it must be at least 0."),
     ("rollout.top_p=0", "rollout.top_p is 0.0; it must be above 0 and at most 1."),
     ("evaluation.tasks=-1", "evaluation.tasks is -1; it must be at least 1."),
+    ("evaluation.validation_tasks=-1", "evaluation.validation_tasks is -1; it must be at least 0."),
+    ("keep_students=some", "keep_students is some; it must be one of all, best, last."),
+    (
+        "evaluation.stop_at_success=0.9 evaluation.validation_tasks=0",
+        "evaluation.stop_at_success looks at validation tasks, and evaluation.validation_tasks is 0; raise it.",
+    ),
+    (
+        "keep_students=best evaluation.validation_tasks=0",
+        "keep_students=best looks at validation tasks, and evaluation.validation_tasks is 0; raise it.",
+    ),
     ("evaluation.stop_at_success=2", "evaluation.stop_at_success is 2.0; it must be between 0 and 1."),
     ("callbacks.checkpoint_steps=0", "callbacks.checkpoint_steps is 0; it must be at least 1."),
     (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -233,11 +236,17 @@ def content(tasks: Sequence[Task]) -> set[str]:
     return {f"{sorted(task.data['files'])}{task.data['bugs']}" for task in tasks}  # in whatever order files are named
 
 
-def test_train_and_held_out_share_no_task_even_where_tasks_are_few() -> None:
+def test_the_held_out_tasks_are_those_of_the_published_figures() -> None:
+    rows = [[task.id, task.data["files"], task.data["bugs"]] for task in WORLD.tasks("heldout")[:200]]
+    assert hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest() == "6e5aef25f32b0136"
+
+
+def test_no_two_splits_share_a_task_even_where_tasks_are_few() -> None:
     few = RepoRepair(num_files=2, num_bugs=1, num_lines=2, num_symptoms=8, num_train_tasks=3000)
     assert len(content(few.tasks("train"))) < 500
     for world in (few, WORLD):
-        assert not content(world.tasks("train")[:3000]) & content(world.tasks("heldout"))
+        splits = [content(world.tasks(split)[:1000]) for split in ("train", "validation", "heldout")]
+        assert not any(one & other for one, other in combinations(splits, 2))
 
 
 def test_a_task_is_a_function_of_its_place_alone() -> None:

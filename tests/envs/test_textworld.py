@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ TINY: dict[str, Any] = {
     "quest_length": QUEST_LENGTH,
     "num_train_tasks": 3,
     "num_heldout_tasks": 2,
+    "num_validation_tasks": 2,
     "num_workers": 1,
 }
 HUNT: dict[str, Any] = {
@@ -112,8 +114,9 @@ def test_messages_hold_words_of_the_vocabulary_alone(world: TextWorld) -> None:
 
 def test_train_and_held_out_games_share_no_seed_and_differ(cache_folder: Path) -> None:
     world = TextWorld(cache_folder=cache_folder, **TINY)
-    seeds = {split: {task.data["seed"] for task in world.tasks(split)} for split in ("train", "heldout")}
-    assert not seeds["train"] & seeds["heldout"]
+    seeds = {split: {task.data["seed"] for task in world.tasks(split)} for split in ("train", "validation", "heldout")}
+    assert all(seeds.values())
+    assert not any(one & other for one, other in combinations(seeds.values(), 2))
     used = [set(range(4 * seed, 4 * seed + 4)) for split in seeds for seed in seeds[split]]
     assert len(set().union(*used)) == 4 * len(used)
     openings = {play(world, task, teacher)[0][0].content for task in all_tasks(world)}

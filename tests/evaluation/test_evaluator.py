@@ -15,13 +15,17 @@ from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import DataError, EngineError
 from dagger_exp.evaluation.evaluator import Evaluator
-from dagger_exp.evaluation.metrics import evaluation_metrics
+from dagger_exp.evaluation.metrics import check_rate, evaluation_metrics, has_rate
 from dagger_exp.policies.llm import LanguagePolicy
 from dagger_exp.policies.mixture import StudentOnly
 from dagger_exp.policies.scripted import ScriptedPolicy
 from dagger_exp.protocols import Engine, Generation, Sampling
+from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
+from dagger_exp.rollout.plan import SameTasks
 from dagger_exp.rollout.runner import Runner
+from dagger_exp.store.schema import TIME_COLUMNS, to_table
+from dagger_exp.store.store import Store
 from dagger_exp.training.student import from_scratch
 from dagger_exp.types import Actor, Episode, StopReason
 
@@ -73,8 +77,15 @@ def make_evaluator(folder: Path, engine: Engine | None = None, **changes: Any) -
         chat=CHAT,
         max_context_tokens=200,
     )
-    parts: dict[str, Any] = {"tasks": WORLD.tasks("heldout"), "seed": 1000, "concurrency": 4, "run_id": "run"}
-    return Evaluator(runner=runner, folder=folder, **parts | changes)
+    parts: dict[str, Any] = {"tasks": WORLD.tasks("heldout"), "seed": 1000, "concurrency": 4} | changes
+    collector = Collector(
+        runner=runner,
+        store=Store(folder, "run"),
+        plan=SameTasks(tasks=parts["tasks"], seed=parts["seed"]),
+        concurrency=parts["concurrency"],
+        keeps=lambda round_index, reason: False,
+    )
+    return Evaluator(name="eval", collector=collector)
 
 
 def without_times(episodes: Sequence[Episode]) -> list[Episode]:
@@ -82,6 +93,11 @@ def without_times(episodes: Sequence[Episode]) -> list[Episode]:
         replace(episode, wall_time_s=0.0, turns=[replace(turn, wall_time_s=0.0) for turn in episode.turns])
         for episode in episodes
     ]
+
+
+def recorded(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """Return the rows of episodes as a store keeps them, without times."""
+    return to_table("run", episodes).drop_columns(list(TIME_COLUMNS)).to_pylist()
 
 
 def spoken(episodes: Sequence[Episode]) -> list[list[tuple[int, ...]]]:
@@ -100,10 +116,10 @@ def test_the_student_plays_every_task_once_and_alone(tmp_path: Path) -> None:
 
 def test_a_second_evaluation_is_read_from_disk(tmp_path: Path) -> None:
     first = make_evaluator(tmp_path / "eval").evaluate(3)
-    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["round_003.parquet"]
+    assert (tmp_path / "eval" / "003" / "episodes.parquet").exists()
     watched: list[Episode] = []
     again = make_evaluator(tmp_path / "eval", Failing(end_id=CHAT.end_id)).evaluate(3, watched.append)
-    assert again == first
+    assert to_table("run", again) == to_table("run", first)
     assert watched == []
     assert evaluation_metrics(again) == evaluation_metrics(first)
 
@@ -125,12 +141,64 @@ def test_concurrency_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_outage_is_no_result_and_is_played_again_when_it_is_over(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^12 of 12 evaluation .* with EngineError: gone: mend that and resume"):
+    with pytest.raises(DataError, match=r"^12 of 12 evaluation .* with EngineError: gone: fix that and resume"):
         make_evaluator(tmp_path, Failing(end_id=CHAT.end_id)).evaluate(0)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "000" / "manifest.json").exists()
     episodes = make_evaluator(tmp_path).evaluate(0)
     assert not any(episode.stop_reason.is_infrastructure for episode in episodes)
     assert "eval/success_rate" in evaluation_metrics(episodes)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_an_evaluation_that_was_ended_goes_on_where_it_was(tmp_path: Path, concurrency: int) -> None:
+    choices: dict[str, Any] = {"tasks": RepoRepair(max_turns=6).tasks("heldout")[:50], "concurrency": concurrency}
+    before: list[Episode] = []
+
+    def end_after_40(episode: Episode) -> None:
+        before.append(episode)
+        if len(before) == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_evaluator(tmp_path / "cut", **choices).evaluate(2, end_after_40)
+    on_disk = Store.open(tmp_path / "cut").committed(2)
+    assert 40 <= len(on_disk) < 40 + concurrency
+    again = make_evaluator(tmp_path / "cut", **choices)
+    assert again.num_done(2) == len(on_disk)
+    played: list[Episode] = []
+    episodes = again.evaluate(2, played.append)
+    assert {episode.episode_index for episode in played} == set(range(50)) - set(on_disk)
+    assert recorded(episodes) == recorded(make_evaluator(tmp_path / "whole", **choices).evaluate(2))
+    assert Store.open(tmp_path / "cut").is_closed(2)
+
+
+def test_a_batch_in_lock_step_that_was_ended_is_played_again_whole(tmp_path: Path) -> None:
+    played: list[Episode] = []
+
+    def end_at_once(episode: Episode) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_evaluator(tmp_path / "cut", hf_engine()).evaluate(0, end_at_once)
+    assert len(Store.open(tmp_path / "cut").committed(0)) == 4
+    episodes = make_evaluator(tmp_path / "cut", hf_engine()).evaluate(0, played.append)
+    assert [episode.episode_index for episode in played] == list(range(4, 12))
+    assert recorded(episodes) == recorded(make_evaluator(tmp_path / "whole", hf_engine()).evaluate(0))
+
+
+def test_an_evaluation_with_too_many_failures_stays_open_and_plays_them_again(tmp_path: Path) -> None:
+    episodes = make_evaluator(tmp_path, FailsOne(end_id=CHAT.end_id)).evaluate(0)
+    metrics = evaluation_metrics(episodes)
+    assert metrics["eval/num_failed"] == 1
+    assert not has_rate(metrics, "eval")
+    with pytest.raises(DataError, match=r"^1 of 12 eval episodes failed .* resume the run; only they are played again"):
+        check_rate(metrics, "eval")
+    assert not Store.open(tmp_path).is_closed(0)
+    played: list[Episode] = []
+    episodes = make_evaluator(tmp_path).evaluate(0, played.append)
+    assert [episode.episode_index for episode in played] == [7]
+    assert recorded(episodes) == recorded(make_evaluator(tmp_path / "whole").evaluate(0))
+    check_rate(Store.open(tmp_path).manifest(0)["counts"], "eval")
 
 
 def test_a_single_failure_among_many_is_recorded_and_in_no_rate(tmp_path: Path) -> None:
@@ -140,9 +208,3 @@ def test_a_single_failure_among_many_is_recorded_and_in_no_rate(tmp_path: Path) 
     assert [episode.stop_reason for episode in episodes].count(StopReason.ENGINE) == 1
     assert evaluation_metrics(episodes)["eval/num_failed"] == 1
     assert "eval/success_rate" in evaluation_metrics(episodes)
-
-
-def test_nothing_to_evaluate_on_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="heldout"):
-        make_evaluator(tmp_path, tasks=[]).evaluate(0)
-    assert not list(tmp_path.iterdir())

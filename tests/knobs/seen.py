@@ -14,7 +14,7 @@ from dagger_exp.config.build import build_run, build_training
 from dagger_exp.config.checks import check
 from dagger_exp.config.composing import compose_checked
 from dagger_exp.protocols import Generation, Sampling
-from dagger_exp.training.rounds import Silent
+from dagger_exp.training.progress import Silent
 from dagger_exp.types import Episode
 
 TINY = (
@@ -61,6 +61,7 @@ class Seen(Silent, lightning.Callback):
     phases: list[tuple[str, int]] = field(default_factory=list)
     rounds: list[list[Episode]] = field(default_factory=list)
     evaluations: list[list[Episode]] = field(default_factory=list)
+    validations: list[list[Episode]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     most_at_once: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -119,7 +120,10 @@ def seen(folder: Path, *overrides: str, tiny: tuple[str, ...] = TINY) -> Seen:
     rounds.finish(told.trainer, told.module)
     store = run.collector.store
     told.rounds = [store.read(index).episodes(range(store.manifest(index)["num_episodes"])) for index in store.rounds()]
-    told.evaluations = [run.evaluator.evaluate(index) for index in store.rounds()]
+    told.evaluations, *validations = [
+        [evaluator.evaluate(index) for index in store.rounds()] for evaluator in rounds.evaluators
+    ]
+    told.validations = validations[0] if validations else []
     run.close()
     return told
 

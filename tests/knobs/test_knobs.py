@@ -245,6 +245,18 @@ KNOBS = [
         becomes({2}, {5}),
     ),
     Knob(
+        "evaluation.validation_tasks",
+        ("evaluation.validation_tasks=3",),
+        lambda run: {len(one) for one in run.validations},
+        becomes({2}, {3}),
+    ),
+    Knob(
+        "keep_students",
+        ("keep_students=all",),
+        lambda run: sorted(path.name for path in run.folder.glob("student_rounds/*")),
+        becomes([], ["000", "001"]),
+    ),
+    Knob(
         "evaluation.seed",
         ("evaluation.seed=7",),
         lambda run: {sampling.key.seed for at, sampling in run.samplings if at == "evaluate" and sampling.key},
@@ -454,12 +466,13 @@ def test_an_evaluation_is_of_the_student_that_was_just_trained_alone_on_other_ta
     played: Callable[..., Seen],
 ) -> None:
     run = played()
-    heldout = {task.id for task in run.run.world.tasks("heldout")}
-    for round_index, episodes in enumerate(run.evaluations):
+    splits = [{one.task_id for one in chain(*rounds)} for rounds in (run.evaluations, run.validations)]
+    assert splits[0] == {task.id for task in run.run.world.tasks("heldout")[:2]}
+    assert splits[1] == {task.id for task in run.run.world.tasks("validation")[:2]}
+    for round_index, episodes in [*enumerate(run.evaluations), *enumerate(run.validations)]:
         turns = [turn for one in episodes for turn in one.turns]
         assert {turn.policy_version for turn in turns} == {round_index + 1}
         assert {turn.actor for turn in turns} == {Actor.STUDENT}
-        assert {one.task_id for one in episodes} <= heldout
         assert {
             turn.policy_version for one in run.rounds[round_index] for turn in one.turns if turn.actor is Actor.STUDENT
         } <= {round_index}

@@ -19,6 +19,7 @@ import pytest
 
 from dagger_exp.config.build import build_run, build_training
 from dagger_exp.config.composing import compose_checked
+from dagger_exp.config.evaluators import build_evaluator
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
 from dagger_exp.errors import DataError, EngineError, EnvError, PolicyError
@@ -28,7 +29,7 @@ from dagger_exp.rollout.collector import Collector
 from dagger_exp.seeding import uniform
 from dagger_exp.store.schema import TIME_COLUMNS
 from dagger_exp.training.csv_logger import read_csv
-from dagger_exp.training.rounds import Silent
+from dagger_exp.training.progress import Silent
 from dagger_exp.types import Message, Response, State, StepResult, StopReason, Task
 
 SMALL = (
@@ -147,9 +148,11 @@ def test_latency_changes_nothing_in_lock_step(tmp_path: Path) -> None:
 def evaluated(folder: Path, seconds: float) -> tuple[list[list[Any]], list[int]]:
     """Return what the student says in an evaluation whose env takes time, and the rows of its passes, sorted."""
     choices = ["engine=hf", "evaluation.tasks=12", "evaluation.concurrency=5", "evaluation.temperature=1"]
-    run = build_run(compose_checked("train", [*SMALL, *choices]), folder, "run")
-    seen, runner = rows_of_passes(run), run.evaluator.runner
-    episodes = replace(run.evaluator, runner=replace(runner, world=Distant(runner.world, seconds))).evaluate(0)
+    run = build_run(cfg := compose_checked("train", [*SMALL, *choices]), folder, "run")
+    seen, evaluator = rows_of_passes(run), build_evaluator(cfg, run)
+    runner = evaluator.collector.runner
+    far = replace(evaluator.collector, runner=replace(runner, world=Distant(runner.world, seconds)))
+    episodes = replace(evaluator, collector=far).evaluate(0)
     return [[turn.response_ids for turn in episode.turns] for episode in episodes], sorted(seen)
 
 
@@ -207,7 +210,11 @@ class BrokenTeacher(ScriptedPolicy):
 def failing(tmp_path: Path) -> tuple[Any, Any]:
     """Return the config and the parts of a run in whose world much fails."""
     cfg = compose_checked(
-        "train", [*SMALL, *HALF, "rollout.episode_timeout_s=0.2", "rounds.num_rounds=1", "rounds.labels=300"]
+        "train",
+        [
+            *(*SMALL, *HALF, "rollout.episode_timeout_s=0.2", "rounds.num_rounds=1", "rounds.labels=300"),
+            *("evaluation.tasks=1", "evaluation.validation_tasks=1"),  # which do not fail in this world
+        ],
     )
     run = build_run(cfg, tmp_path, "run")
     world = FailingWorld()

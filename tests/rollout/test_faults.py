@@ -22,7 +22,7 @@ from dagger_exp.policies.mixture import StudentOnly, TurnMixture
 from dagger_exp.policies.served import ServedPolicy
 from dagger_exp.rollout.collector import Collector
 from dagger_exp.rollout.labeler import Labeler
-from dagger_exp.rollout.plan import ShuffledTasks
+from dagger_exp.rollout.plan import SameTasks, ShuffledTasks
 from dagger_exp.rollout.runner import Runner
 from dagger_exp.schedules import Constant
 from dagger_exp.store.store import Store
@@ -116,15 +116,15 @@ def test_a_server_that_stays_away_is_no_result_of_an_evaluation(tmp_path: Path) 
         played = runner(student.address, teacher.address, tmp_path)
         played.student.engine.endpoints[0].max_attempts = 2  # pyright: ignore[reportAttributeAccessIssue]
         student.process.kill()
-        evaluator = Evaluator(
+        collector = Collector(
             runner=replace(played, mixing=StudentOnly(), labeler=Labeler(turns="none")),
-            tasks=WORLD.tasks("heldout")[:4],
-            seed=0,
+            store=Store(tmp_path / "eval", "run"),
+            plan=SameTasks(tasks=WORLD.tasks("heldout")[:4], seed=0),
             concurrency=4,
-            folder=tmp_path / "eval",
-            run_id="run",
+            keeps=lambda round_index, reason: False,
         )
-        with pytest.raises(DataError, match=rf"^4 of 4 .* the last with .*{student.address}.*: mend that"):
+        evaluator = Evaluator(name="eval", collector=collector)
+        with pytest.raises(DataError, match=rf"^4 of 4 .* the last with .*{student.address}.*: fix that"):
             evaluator.evaluate(0)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import lightning
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dagger_exp.config.build import CHECKPOINT, build_run, build_training
 from dagger_exp.config.composing import compose_checked
@@ -19,7 +21,9 @@ from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.errors import DataError, EngineError
 from dagger_exp.protocols import Generation, Sampling
 from dagger_exp.training.csv_logger import CsvLogger, read_csv
-from dagger_exp.training.rounds import Silent
+from dagger_exp.training.kept_students import KeptStudents
+from dagger_exp.training.progress import Silent
+from dagger_exp.training.record import best_round
 from dagger_exp.types import Episode
 
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
@@ -35,7 +39,7 @@ SMALL = (
     "callbacks.checkpoint_steps=2",
 )
 PASSES = ("rounds.steps=null", "rounds.labels=null", "rounds.tasks=5", "rounds.epochs_per_round=2")
-NUM_EVENTS = 43
+NUM_EVENTS = 49
 """Of a `SMALL` run: phases that begin, episodes that end, steps that are taken."""
 
 pytestmark = pytest.mark.filterwarnings(
@@ -172,13 +176,90 @@ def events(folder: Path) -> int:
 def test_an_outage_in_an_evaluation_ends_the_run_until_a_resume(tmp_path: Path, whole) -> None:
     cfg = compose_checked("train", [*SMALL])
     trainer, module, datamodule, rounds = build_training(cfg, build_run(cfg, tmp_path, "run"), "run", StopAt(None))
-    runner = rounds.evaluator.runner
-    alone = replace(runner, student=replace(runner.student, engine=Gone(end_id=0)))
-    rounds.evaluator = replace(rounds.evaluator, runner=alone)
+    collector = rounds.evaluators[0].collector
+    alone = replace(collector.runner, student=replace(collector.runner.student, engine=Gone(end_id=0)))
+    rounds.evaluators[0] = replace(rounds.evaluators[0], collector=replace(collector, runner=alone))
     with pytest.raises(DataError, match="3 of 3 evaluation episodes after round 0 failed"):
         trainer.fit(module, datamodule=datamodule)
     play(tmp_path)
     assert rows(tmp_path) == rows(whole()[0])
+
+
+class Unsure(ScriptedEngine):
+    """An engine that never answers the first task."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        if sampling.key is not None and sampling.key.episode_index == 0:
+            raise EngineError("gone")
+        return await super().generate(prompt_ids, sampling)
+
+
+def test_failures_of_the_last_evaluation_are_played_again_by_a_resume(tmp_path: Path, whole) -> None:
+    cfg = compose_checked("train", [*SMALL])
+    trainer, module, datamodule, rounds = build_training(cfg, build_run(cfg, tmp_path, "run"), "run", StopAt(None))
+    collector = rounds.evaluators[0].collector
+    student = collector.runner.student
+    engine = Unsure(end_id=student.chat.end_id)
+    unsure = replace(collector.runner, student=replace(student, engine=engine))
+    rounds.evaluators[0] = replace(rounds.evaluators[0], collector=replace(collector, runner=unsure))
+    trainer.fit(module, datamodule=datamodule)
+    rounds.finish(trainer, module)
+    assert [row["eval/num_failed"] for row in rows(tmp_path)] == [1, 1, 1], "two thirds are played: the run goes on"
+    assert not any("eval/success_rate" in row for row in rows(tmp_path))
+    with pytest.raises(DataError, match=r"1 of 3 eval episodes failed .* resume the run"):
+        rounds.check_last_rates()
+    assert not play(tmp_path).seen
+    assert ["eval/success_rate" in row for row in rows(tmp_path)] == [False, False, True], "whose students are gone"
+    assert rows(tmp_path)[-1] == rows(whole()[0])[-1]
+    assert metrics(tmp_path)[-1] == metrics(whole()[0])[-1]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def is_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(bool(torch.equal(one[name], other[name])) for name in one)
+
+
+@pytest.mark.parametrize("stop_at", [None, 40])
+def test_the_student_of_every_round_is_kept_where_that_is_asked_for(tmp_path: Path, stop_at: int | None) -> None:
+    if stop_at is not None:
+        play(tmp_path, "keep_students=all", stop_at=stop_at)
+    cfg = compose_checked("train", [*SMALL, "keep_students=all"])
+    run = build_run(cfg, tmp_path, "run")
+    trainer, module, datamodule, rounds = build_training(cfg, run, "run", StopAt(None))
+    path = tmp_path / CHECKPOINT
+    trainer.fit(module, datamodule=datamodule, ckpt_path=path if path.exists() else None, weights_only=False)
+    rounds.finish(trainer, module)
+    run.student.save(tmp_path / "student")
+    kept = [weights_of(tmp_path / "student_rounds" / name) for name in ("000", "001", "002")]
+    assert len(list((tmp_path / "student_rounds").iterdir())) == 3
+    assert not is_same(kept[0], kept[1])
+    assert is_same(kept[2], weights_of(tmp_path / "student"))
+
+
+def test_of_students_only_the_best_by_validation_stays_where_that_is_asked_for(tmp_path: Path) -> None:
+    play(tmp_path, "keep_students=best")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best_round"] == best_round(summary["rounds"]) == 0, "the scripted engine solves nothing"
+    assert [path.name for path in (tmp_path / "student_rounds").iterdir()] == ["000"]
+
+
+def test_the_best_round_is_the_first_of_the_highest_rate_on_the_validation_tasks() -> None:
+    rates = [0.2, 0.6, None, 0.6, 0.1]
+    rated = [{} if rate is None else {"validation/success_rate": rate} for rate in rates]
+    found = [{"round": float(index), **row} for index, row in enumerate(rated)]
+    assert best_round(found) == 1
+    assert best_round([{"round": 0.0, "eval/success_rate": 1.0}]) is None
+
+
+def test_a_better_student_replaces_the_one_that_was_kept(tmp_path: Path) -> None:
+    cfg = compose_checked("train", [*SMALL])
+    kept = KeptStudents(student=build_run(cfg, tmp_path, "run").student, folder=tmp_path / "kept", which="best")
+    for round_index, best in enumerate([0, 1, 1]):
+        kept.keep(round_index, best)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["001"]
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
@@ -211,6 +292,23 @@ def test_a_row_that_is_logged_again_replaces_the_earlier_one(tmp_path: Path) -> 
     logger.log_metrics({"trainer/global_step": 30, "train/loss": 3.0})
     kept = [(row["trainer/global_step"], row["round"], row["train/loss"]) for row in read_csv(path)]
     assert kept == [("10", "", "1.0"), ("20", "", "2.0"), ("", "0", ""), ("30", "", "3.0")]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_row_that_a_kill_has_cut_is_dropped_and_logged_again(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    for step in (10, 20):
+        logger.log_metrics({"trainer/global_step": step, "train/loss": 0.25 * step})
+    path.write_bytes(path.read_bytes()[:-cut])
+    logger = CsvLogger(path)
+    for step in (20, 30):
+        logger.log_metrics({"trainer/global_step": step, "train/loss": 0.25 * step})
+    assert [(row["trainer/global_step"], row["train/loss"]) for row in read_csv(path)] == [
+        ("10", "2.5"),
+        ("20", "5.0"),
+        ("30", "7.5"),
+    ]
 
 
 @pytest.mark.kill

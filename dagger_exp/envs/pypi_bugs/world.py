@@ -38,6 +38,7 @@ class PypiBugs:
         cache_folder: of packages and tasks.
         packages: names of those to use; None for all.
         num_train_tasks: size of the training split.
+        num_validation_tasks: size of the validation split; may be 0.
         num_heldout_tasks: size of the held-out split.
         min_usable_rate: share of these sizes that must be there in the end. A package that cannot be had, or whose
             suite fails without a bug, is set aside with its reason, and the others make more.
@@ -57,6 +58,7 @@ class PypiBugs:
         cache_folder: str | Path,
         packages: Sequence[str] | None = None,
         num_train_tasks: int = 200,
+        num_validation_tasks: int = 0,
         num_heldout_tasks: int = 100,
         min_usable_rate: float = 0.8,
         seed: int = 0,
@@ -67,14 +69,18 @@ class PypiBugs:
     ) -> None:
         if scaffold is None or sandboxes is None:
             raise ConfigError("env=pypi_bugs runs commands: choose scaffold=bash and sandbox=bubblewrap.")
-        if min(num_train_tasks, num_heldout_tasks, num_workers, max_turns) < 1:
-            raise ConfigError("env=pypi_bugs needs a task in each split, a worker and a turn.")
+        if min(num_train_tasks, num_validation_tasks + 1, num_heldout_tasks, num_workers, max_turns) < 1:
+            raise ConfigError("env=pypi_bugs needs a train task, a held-out task, a worker and a turn.")
         if not 0.0 < min_usable_rate <= 1.0:
             raise ConfigError("env.min_usable_rate is a share above 0 and at most 1.")
         self.max_turns = max_turns
-        self.packages = _chosen(packages)
+        self._sizes = {
+            "train": num_train_tasks,
+            "validation": num_validation_tasks,
+            "heldout": num_heldout_tasks,
+        }
+        self.packages = _chosen(packages, [split for split, size in self._sizes.items() if size])
         self.num_workers, self.min_usable_rate, self.seed = num_workers, min_usable_rate, seed
-        self._sizes = {"train": num_train_tasks, "heldout": num_heldout_tasks}
         self._scaffold, self._sandboxes = scaffold, sandboxes
         self._cache = PackageCache(Path(cache_folder).absolute())
         self.folder = self._cache.folder / f"tasks-{self._digest()}"
@@ -82,16 +88,16 @@ class PypiBugs:
         self._projects: dict[str, tuple[Project, Sequence[str]]] = {}
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the tasks of `train` or `heldout`, the packages in turns; makes them at first.
+        """Return the tasks of a split, its packages in turns; makes them at first.
 
         Raises:
             ConfigError: there are too few, with what was set aside; or no sandbox can be started.
             SandboxError: a sandbox failed while bugs were tried.
         """
         if split not in self._sizes:
-            raise ConfigError(f"env=pypi_bugs has no split {split}; choose train or heldout.")
+            raise ConfigError(f"env=pypi_bugs has no split {split}; choose train, validation or heldout.")
         if split not in self._made:
-            self._made[split] = self._load(split)
+            self._made[split] = self._load(split) if self._sizes[split] else ()
         return self._made[split]
 
     def make(self, task: Task) -> PypiBugsEnv:
@@ -208,13 +214,13 @@ class PypiBugs:
         return hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
 
-def _chosen(names: Sequence[str] | None) -> Mapping[str, Package]:
+def _chosen(names: Sequence[str] | None, splits: Sequence[str]) -> Mapping[str, Package]:
     packages = listed()
     for name in names or ():
         if name not in packages:
             raise ConfigError(f"env.packages: {name} is not in the list; choose among {', '.join(packages)}.")
     chosen = {name: package for name, package in packages.items() if names is None or name in names}
-    for split in ("train", "heldout"):
+    for split in splits:
         if all(package.split != split for package in chosen.values()):
             of_split = [name for name, package in packages.items() if package.split == split]
             raise ConfigError(f"env.packages has none of the {split} split; add one of {', '.join(of_split)}.")

@@ -16,6 +16,9 @@ from dagger_exp.envs.textworld.rendering import RENDERINGS, SHORT_WORDS, words
 from dagger_exp.errors import ConfigError
 from dagger_exp.types import Task
 
+VALIDATION_SEED = 10_000_000
+"""The first seed of the validation split. The others begin at 0, and are refused where they would reach it."""
+
 
 class TextWorld:
     """Games of the Microsoft TextWorld engine, made on this machine from seeds.
@@ -45,6 +48,7 @@ class TextWorld:
         show_admissible_commands: bool = False,
         instruction: str = "",
         num_train_tasks: int = 300,
+        num_validation_tasks: int = 0,
         num_heldout_tasks: int = 100,
         max_turns: int = 30,
         seed_offset: int = 0,
@@ -52,18 +56,28 @@ class TextWorld:
     ) -> None:
         """Make no game yet. Raises `ConfigError` for games that cannot be and where TextWorld is missing."""
         settings = GameSettings(family, mode, num_rooms, quest_length, objective, rendering)
-        if min(num_train_tasks, num_heldout_tasks, num_workers, max_turns, seed_offset + 1) < 1:
-            raise ConfigError("TextWorld needs a task in each split, a worker, a turn, and env.seed_offset >= 0.")
+        positive = (num_train_tasks, num_heldout_tasks, num_workers, max_turns)
+        if min(*positive, num_validation_tasks + 1, seed_offset + 1) < 1:
+            raise ConfigError(
+                "TextWorld needs a train task, a held-out task, a worker, a turn, and env.num_validation_tasks and "
+                "env.seed_offset of at least 0."
+            )
+        if 2 * (seed_offset + max(num_train_tasks, num_heldout_tasks)) > VALIDATION_SEED:
+            raise ConfigError(f"env.seed_offset leaves no game below seed {VALIDATION_SEED}; lower it.")
         self.max_turns = max_turns
         self._settings = settings
         self._games = GameCache(settings, cache_folder, num_workers)
-        self._num_tasks = {"train": num_train_tasks, "heldout": num_heldout_tasks}
+        self._num_tasks = {
+            "train": num_train_tasks,
+            "heldout": num_heldout_tasks,
+            "validation": num_validation_tasks,
+        }
         self._seed_offset = seed_offset
         self._show_admissible_commands = show_admissible_commands
         self._instruction = instruction
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the tasks of `train` or `heldout`; makes their games. Raises `ConfigError` and `EnvError`."""
+        """Return the tasks of a split; makes their games. Raises `ConfigError` and `EnvError`."""
         seeds = self._seeds(split)
         self._games.ensure(seeds)
         return tuple(Task(f"{self._settings.family}-{seed}", split, {"seed": seed}) for seed in seeds)
@@ -93,14 +107,14 @@ class TextWorld:
         return tuple(sorted({*SHORT_WORDS, *words(self._instruction), *self._game_words()}))
 
     def _seeds(self, split: str) -> Sequence[int]:
-        """Even seeds train and odd seeds are held out: the splits share none, however long they are."""
+        """Return every second seed: of the training even ones, held out odd ones, for validation high ones."""
         if split not in self._num_tasks:
-            raise ConfigError(f"TextWorld has no split {split}; choose train or heldout.")
-        first = 2 * self._seed_offset + (split == "heldout")
+            raise ConfigError(f"TextWorld has no split {split}; choose train, validation or heldout.")
+        first = 2 * self._seed_offset + {"train": 0, "heldout": 1, "validation": VALIDATION_SEED}[split]
         return range(first, first + 2 * self._num_tasks[split], 2)
 
     def _game_words(self) -> Sequence[str]:
-        seeds = [*self._seeds("train"), *self._seeds("heldout")]
+        seeds = [seed for split in self._num_tasks for seed in self._seeds(split)]
         counts = "-".join(map(str, (self._seed_offset, *self._num_tasks.values())))
         cached = self._games.folder / f"vocabulary-{counts}.json"
         if not cached.exists():

@@ -169,6 +169,6 @@ def test_a_file_that_nobody_changed_is_not_tampering_even_where_it_cannot_be_par
 
 def test_the_splits_of_the_list_share_no_package_and_all_licences_are_free() -> None:
     packages = listed().values()
-    assert {package.split for package in packages} == {"train", "heldout"}
+    assert {package.split for package in packages} == {"train", "validation", "heldout"}
     assert len(packages) >= 8
     assert {package.license for package in packages} <= {"MIT", "BSD-3-Clause", "Apache-2.0"}

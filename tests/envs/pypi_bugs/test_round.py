@@ -38,6 +38,8 @@ def test_a_round_of_dagger_on_real_code(
         "rollout.concurrency=2",
         "rollout.max_new_tokens=24",
         "evaluation.tasks=1",
+        "env.num_validation_tasks=0",
+        "evaluation.validation_tasks=0",
         "logger=csv",
         "hydra.run.dir=run",
     ]

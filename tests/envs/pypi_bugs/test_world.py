@@ -327,7 +327,7 @@ def test_no_bubblewrap_is_one_sentence(make_world: MakeWorld, tmp_path: Path, mo
     [
         ({"packages": ["numpy", "webcolors"]}, "env.packages: numpy is not in the list; choose among cachetools, "),
         ({"packages": ["parse"]}, "env.packages has none of the heldout split; add one of inflection, "),
-        ({"num_workers": 0}, "env=pypi_bugs needs a task in each split, a worker and a turn."),
+        ({"num_workers": 0}, "env=pypi_bugs needs a train task, a held-out task, a worker and a turn."),
         ({"min_usable_rate": 0.0}, "env.min_usable_rate is a share above 0 and at most 1."),
     ],
 )
