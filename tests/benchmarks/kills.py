@@ -5,7 +5,7 @@
 
 A run is killed and resumed until it is finished; then the next one begins, until there were enough kills. For each
 kill a phase is drawn (of collecting, closing, training, saving, evaluating), and a delay from the moment at which the
-run is seen in it. Compared are, all but seconds: every row of the store, the manifests of the rounds, `summary.json`,
+run is seen in it. Compared are, all but seconds: every row of the stores, the manifests of the rounds, `summary.json`,
 `metrics.csv`, `failures.csv`, the evaluations and the weights. The exit code is 1 where anything differs.
 """
 
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from dagger_exp.store.schema import TIME_COLUMNS
 
+STORES = ("rounds", "eval", "validation")
 PHASES = ("collecting", "closing", "training", "saving", "evaluating")
 MAX_DELAY_S = {"collecting": 0.5, "closing": 0.005, "training": 0.3, "saving": 0.01, "evaluating": 0.1}
 """Longest delay between the sight of a phase and the kill."""
@@ -154,12 +155,12 @@ def compare(whole: Path, folder: Path) -> list[str]:
 def contents(folder: Path) -> dict[str, Any]:
     """Return everything that a run must leave, without seconds."""
     found: dict[str, Any] = {"leftovers": [str(path.relative_to(folder)) for path in folder.rglob("*.tmp")]}
-    for path in [*folder.glob("rounds/*/episodes.parquet"), *folder.glob("eval/*.parquet")]:
+    for path in [path for store in STORES for path in folder.glob(f"{store}/*/episodes.parquet")]:
         table = pq.read_table(path)
         found[str(path.relative_to(folder))] = repr(
             table.drop_columns(sorted(NOT_COMPARED & {*table.column_names})).to_pylist()
         )
-    for path in folder.glob("rounds/*/manifest.json"):
+    for path in [path for store in STORES for path in folder.glob(f"{store}/*/manifest.json")]:
         found[str(path.relative_to(folder))] = without_seconds(json.loads(path.read_text()))
     for name in ("metrics.csv", "failures.csv"):
         with (folder / name).open(newline="") as file:

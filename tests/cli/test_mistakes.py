@@ -16,6 +16,7 @@ import torch
 
 from dagger_exp.cli.jobs import set_state, sign, started_at
 from dagger_exp.cli.run import told
+from dagger_exp.cli.train import remove_asides
 from dagger_exp.config.mistakes import CONF_FOLDER
 from dagger_exp.errors import ConfigError
 from dagger_exp.types import SCHEMA_VERSION
@@ -307,6 +308,46 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "File too large" in line]) == 1, done.stderr
+
+
+ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from dagger_exp.cli.jobs import set_state
+from dagger_exp.store.files import write_json
+folder = Path(sys.argv[1])
+set_state(folder, "running", host="here", pid=1)
+try:
+    while True:
+        with (folder / "fills").open("ab") as file:
+            file.write(bytes(4096))
+except OSError:
+    pass
+set_state(folder, "failed", "no space is left " * 200, host="here", pid=1)
+print((folder / "status.json").read_text())
+"""
+
+
+@pytest.mark.bubblewrap
+def test_a_full_disk_does_not_leave_a_run_running(tmp_path: Path) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("needs the package bubblewrap")
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", "65536", "--tmpfs", str(tmp_path)]
+    command = [*small, sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    status = json.loads(done.stdout)
+    assert status["state"] == "failed", done.stderr
+    assert status["error"].startswith("no space is left no space")
+
+
+def test_what_a_kill_left_half_written_goes_at_the_next_start(tmp_path: Path) -> None:
+    left = ["checkpoints/last.ckpt.1.tmp", "student/chat_options.json.2.tmp", "student/base/x.tmp", "metrics.csv.3.tmp"]
+    kept = ["checkpoints/last.ckpt", "student/chat_options.json", "student_rounds/000/model.safetensors"]
+    for name in [*left, *kept, "student_rounds/001.tmp/model.safetensors"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    remove_asides(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
 
 
 def test_a_mistake_takes_no_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
