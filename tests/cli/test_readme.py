@@ -29,8 +29,7 @@ SHORT = {
     "bench_collect.py": "--clients bare tokens teacher --concurrency 4 --turns 2 --latency 0.05 --repeats 1",
 }
 
-FEW_JOBS = "seed=0 schedule=exponential,linear"
-SMALL_JOBS = "rounds.num_rounds=1 rounds.labels=20 rounds.steps=4"
+FEW_JOBS = "seed=0 schedule=exponential,linear rounds.num_rounds=1 rounds.labels=20 rounds.steps=4"
 
 
 def commands() -> list[str]:
@@ -45,8 +44,6 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
     if "sweep=beta" in command:
         command += f" {FEW_JOBS}"
     few = f"paths.output_folder={out} paths.cache_folder={out}/cache"
-    if re.search("sweep=beta|-m seed", command):
-        few += f" {SMALL_JOBS}"
     if command.startswith("dagger-evaluate"):  # which takes env and lengths from the run
         few += " evaluation.tasks=2"
     elif "dry_run=true" not in command:
