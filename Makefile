@@ -8,11 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE_STAMP := $(VENV)/.installed-base
 DEV_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 NEEDS := pyproject.toml constraints.txt
 SPECIAL := bubblewrap or docker or slurm or vllm or java or browser or network or readme or kill or gpu or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint install-dev clean
+.PHONY: help train test lint docs install-dev clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -28,6 +29,9 @@ lint: $(DEV_STAMP)  ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(DOCS_STAMP)  ## Build the site below build/docs; warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
 install-dev: $(DEV_STAMP)  ## Install what test and lint need (test and lint do so themselves)
 
@@ -48,4 +52,9 @@ $(BASE_STAMP): $(NEEDS) | $(BIN)/pip
 $(DEV_STAMP): $(NEEDS) | $(BIN)/pip
 	@echo "Installing dagger-exp[$(EXTRAS)] into $(VENV); this happens once and takes some minutes"
 	@$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $(BASE_STAMP) $@
+
+$(DOCS_STAMP): $(NEEDS) | $(BIN)/pip
+	@echo "Installing dagger-exp[docs] into $(VENV); this happens once"
+	@$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $(BASE_STAMP) $@

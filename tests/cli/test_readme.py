@@ -1,6 +1,7 @@
-"""Every command of the README runs; long ones are shortened by overrides, and nothing else about them is changed.
+"""Every command of the README and of docs/ in a block of `bash` runs; a block of `sh` needs more than this machine.
 
-Commands of the package are called in this process, which has loaded what they need; all others are typed into a shell.
+Long commands are shortened by overrides, and nothing else about them is changed. Commands of the package are called in
+this process, which has loaded what they need; all others are typed into a shell.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SHORT = {
     "baselines_textworld.py": "--help",
     "bench_compare.py": "",
     "bench_report.py": "",
+    "bench_labels.py": "",
+    "bench_startup.py": "--repeats 1",
     "bench_pypi_bugs.py": "--help",
     "bench_sandboxes.py": "",
     "bench_collect.py": "--clients bare tokens teacher --concurrency 4 --turns 2 --latency 0.05 --repeats 1",
@@ -33,8 +36,10 @@ FEW_JOBS = "seed=0 schedule=exponential,linear rounds.num_rounds=1 rounds.labels
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    """Return each command once, however many pages show it."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+    return list(dict.fromkeys(line for block in blocks for line in block.splitlines() if line.strip()))
 
 
 def shortened(command: str, out: Path, run_folder: Path) -> str:
@@ -59,7 +64,7 @@ def shortened(command: str, out: Path, run_folder: Path) -> str:
         tail = f" -- {overrides} {few}" if program == "methods.py" else ""
         return f"cd {out} && {BIN}/python {ROOT}/{head.removeprefix('python ')} {SHORT[program]}{tail}"
     if command.startswith(("dagger-train", "dagger-evaluate", "dagger-collect")) and not re.search(
-        "resume=|--help", command
+        "resume=|--help|--cfg", command
     ):
         return f"{BIN}/{command} {few}"
     return f"{BIN}/{command}" if command.startswith("dagger-") else command
