@@ -25,7 +25,7 @@ SHORT = {
     "baselines_textworld.py": "--help",
     "bench_compare.py": "",
     "bench_report.py": "",
-    "bench_labels.py": "",
+    "bench_labels.py": "--rates 0.01 --concurrency 4 --rounds 1",
     "bench_startup.py": "--repeats 1",
     "bench_pypi_bugs.py": "--help",
     "bench_sandboxes.py": "",
