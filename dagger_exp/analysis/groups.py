@@ -204,7 +204,7 @@ def _group(label: str, runs: Sequence[Run], settings: Settings) -> Group:
 
 
 def _common_name(runs: Sequence[Run]) -> str:
-    names = {str(run.config.get("name", "")) for run in runs}
+    names = {str(run.choices.get("method") or run.config.get("name", "")) for run in runs}
     return names.pop() if len(names) == 1 else ""
 
 

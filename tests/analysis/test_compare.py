@@ -120,6 +120,12 @@ def test_names_that_tell_the_groups_apart_are_the_labels() -> None:
     assert comparison.differing == ["schedule"]
 
 
+def test_runs_of_one_method_are_labelled_by_what_differs_though_their_names_say_it_too() -> None:
+    runs = [a_run(), a_run(name="dagger_schedule-exponential", schedule=EXPONENTIAL)]
+    groups = only([replace(run, choices={"method": "dagger"}) for run in runs]).groups
+    assert [group.label for group in groups] == ["schedule=linear", "schedule=exponential"]
+
+
 def test_names_that_several_groups_share_are_followed_by_what_differs() -> None:
     found = labels_of({}, {"schedule": EXPONENTIAL}, {"name": "sft", "schedule": {"_target_": None}})
     assert found == ["dagger schedule=linear", "dagger schedule=exponential", "sft"]
