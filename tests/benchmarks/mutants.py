@@ -37,6 +37,7 @@ class Mutant:
     tests: tuple[str, ...] = KNOBS
 
 
+EVALUATORS = "dagger_exp/config/evaluators.py"
 BUILD, ROUNDS = "dagger_exp/config/build.py", "dagger_exp/training/rounds.py"
 MODULE, RUNNER = "dagger_exp/training/module.py", "dagger_exp/rollout/runner.py"
 GOAL, COLLECTOR = "dagger_exp/rollout/goal.py", "dagger_exp/rollout/collector.py"
@@ -60,12 +61,31 @@ MUTANTS = [
     Mutant("rollout.top_p is not passed on", BUILD, "        top_p=cfg.rollout.top_p,\n", ""),
     Mutant("rollout.temperature is not passed on", BUILD, "        temperature=cfg.rollout.temperature,\n", ""),
     Mutant("max_grad_norm is not passed on", BUILD, "        max_grad_norm=cfg.max_grad_norm,\n", ""),
-    Mutant("evaluation.temperature is not passed on", BUILD, "temperature=cfg.evaluation.temperature, ", ""),
-    Mutant("evaluation samples with the training's top_p", BUILD, ", top_p=1.0)", ")"),
-    Mutant("evaluation with the training's mixing", BUILD, "mixing=StudentOnly(), ", ""),
-    Mutant("evaluation asks for labels", BUILD, ', labeler=Labeler(turns="none")', ""),
-    Mutant("evaluation on training tasks", BUILD, 'tasks("heldout")', 'tasks("train")'),
-    Mutant("evaluation.seed is the run's", BUILD, "seed=cfg.evaluation.seed", "seed=cfg.seed"),
+    Mutant("evaluation.temperature is not passed on", EVALUATORS, "temperature=cfg.evaluation.temperature, ", ""),
+    Mutant("evaluation samples with the training's top_p", EVALUATORS, ", top_p=1.0)", ")"),
+    Mutant("evaluation with the training's mixing", EVALUATORS, "        mixing=StudentOnly(),\n", ""),
+    Mutant("evaluation asks for labels", EVALUATORS, '        labeler=Labeler(turns="none"),\n', ""),
+    Mutant("evaluation on training tasks", EVALUATORS, "tasks_of(run.world, split)", 'tasks_of(run.world, "train")'),
+    Mutant("validation on held-out tasks", EVALUATORS, "tasks_of(run.world, split)", 'tasks_of(run.world, "heldout")'),
+    Mutant("evaluation.seed is the run's", EVALUATORS, "seed=cfg.evaluation.seed", "seed=cfg.seed"),
+    Mutant("all held-out tasks are validation's", EVALUATORS, "[:number]", "[:2]"),
+    Mutant(
+        "a killed evaluation is played again whole",
+        "dagger_exp/evaluation/evaluator.py",
+        "            episodes = self.collector.play(",
+        (
+            "            store.discard(round_index, list(store.committed(round_index)))\n"
+            "            episodes = self.collector.play("
+        ),
+        ("tests/evaluation",),
+    ),
+    Mutant(
+        "an evaluation with failures is closed",
+        "dagger_exp/evaluation/evaluator.py",
+        "if has_rate(metrics, self.name):",
+        "if True:",
+        ("tests/evaluation", "tests/training/test_resume.py"),
+    ),
     Mutant(
         "max_observation_chars is not passed on",
         BUILD,
