@@ -18,8 +18,9 @@ from dagger_exp.cli.jobs import set_state, sign, started_at
 from dagger_exp.cli.run import told
 from dagger_exp.cli.train import remove_asides
 from dagger_exp.config.mistakes import CONF_FOLDER
-from dagger_exp.errors import ConfigError
-from dagger_exp.types import SCHEMA_VERSION
+from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
+from dagger_exp.errors import ConfigError, EnvError
+from dagger_exp.types import SCHEMA_VERSION, Task
 
 SCRIPTS = Path(sys.executable).parent
 QUICK = ("debug=default", "rounds.num_rounds=1", "rounds.labels=40", "rounds.steps=2", "evaluation.tasks=2")
@@ -170,6 +171,37 @@ def test_what_a_kill_ended_before_it_began_is_started_once_more(call: Call, tmp_
     )
     typed = (*QUICK, f"hydra.run.dir={tmp_path}/run", "rounds.labels=5", "env.num_bugs=1")
     assert call("collect", *typed).code == 0
+
+
+class Outage(RepoRepair):
+    """A world whose first held-out task cannot be made while a file says so."""
+
+    def make(self, task: Task) -> RepoRepairEnv:
+        if task.id == "heldout-000000" and Path("outage").exists():
+            raise EnvError("no such image")
+        return super().make(task)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_last_evaluation_without_a_rate_fails_its_run_until_a_resume(
+    call: Call, tmp_path: Path, command: str
+) -> None:
+    typed = [*QUICK, f"hydra.run.dir={tmp_path}/run", f"env._target_={__name__}.Outage"]
+    if command == "evaluate":
+        assert call("train", *typed[:-2], f"hydra.run.dir={tmp_path}/trained").code == 0
+        typed = [f"student.init={tmp_path}/trained", *typed[-2:]]
+    (tmp_path / "outage").write_text("")
+    answer = call(command, *typed)
+    assert answer.code == 2
+    assert "error: 1 of 2 eval episodes failed for reasons of infrastructure, so that there is no" in answer.err
+    said = call("compare", str(tmp_path / "run")).err
+    assert command == "evaluate" or "run is failed (1 of 2 eval episodes failed" in said, said
+    assert command == "evaluate" or "only they are played again) and is left out of the final figures" in said
+    (tmp_path / "outage").unlink()
+    assert call(command, f"resume={tmp_path}/run").code == 0
+    found = json.loads((tmp_path / "run" / ("summary.json" if command == "train" else "evaluation.json")).read_text())
+    assert found["eval/num_failed"] == 0
+    assert "eval/success_rate" in found
 
 
 def test_a_world_without_validation_tasks_is_refused_before_anything_is_played(call: Call, tmp_path: Path) -> None:

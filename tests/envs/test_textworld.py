@@ -58,7 +58,7 @@ def world(request: pytest.FixtureRequest, cache_folder: Path) -> TextWorld:
 
 
 def all_tasks(world: TextWorld) -> Sequence[Task]:
-    return [*world.tasks("train"), *world.tasks("heldout")]
+    return [task for split in ("train", "validation", "heldout") for task in world.tasks(split)]
 
 
 def teacher(env: TextWorldEnv, turn_index: int) -> str:
@@ -121,6 +121,8 @@ def test_train_and_held_out_games_share_no_seed_and_differ(cache_folder: Path) -
     assert len(set().union(*used)) == 4 * len(used)
     openings = {play(world, task, teacher)[0][0].content for task in all_tasks(world)}
     assert len(openings) == len(used)
+    with pytest.raises(ConfigError, match="where the validation games begin"):
+        TextWorld(cache_folder=cache_folder, **TINY, seed_offset=5_000_000)
 
 
 def test_a_hidden_objective_and_the_walkthrough_are_nowhere(cache_folder: Path) -> None:
@@ -264,6 +266,6 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_game_that_cannot_be_made_names_its_seed(tmp_path: Path) -> None:
-    settings = {**TINY, "num_train_tasks": 1, "seed_offset": 2**31}
+    settings = {**TINY, "num_train_tasks": 1, "num_validation_tasks": 0, "seed_offset": 2**31}
     with pytest.raises(EnvError, match="seed 4294967296"):  # TextWorld's seeds end at 2**32.
         TextWorld(cache_folder=tmp_path, **settings).tasks("train")

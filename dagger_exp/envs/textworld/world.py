@@ -62,8 +62,11 @@ class TextWorld:
                 "TextWorld needs a train task, a held-out task, a worker, a turn, and env.num_validation_tasks and "
                 "env.seed_offset of at least 0."
             )
-        if 2 * (seed_offset + max(num_train_tasks, num_heldout_tasks)) > VALIDATION_SEED:
-            raise ConfigError(f"env.seed_offset leaves no game below seed {VALIDATION_SEED}; lower it.")
+        if num_validation_tasks and 2 * (seed_offset + max(num_train_tasks, num_heldout_tasks)) > VALIDATION_SEED:
+            raise ConfigError(
+                f"env.seed_offset leaves too few seeds below {VALIDATION_SEED}, where the validation games begin; "
+                "lower it, or set env.num_validation_tasks=0."
+            )
         self.max_turns = max_turns
         self._settings = settings
         self._games = GameCache(settings, cache_folder, num_workers)
