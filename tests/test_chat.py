@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dagger_exp.chat import Chat, Prompt, tells_each_alone
+from dagger_exp.chat.conversation import Chat, Prompt
+from dagger_exp.chat.syntax import tells_each_alone
 from dagger_exp.errors import ConfigError, DataError
 from dagger_exp.types import Message, ToolCall
 
@@ -111,8 +113,8 @@ def test_a_prompt_is_extended_and_equals_the_whole_conversation_rendered_at_once
 def test_the_tokens_of_a_response_are_kept_as_they_were_produced() -> None:
     chat = make_chat()
     opening = chat.open([user("open")])
-    letters = [token for letter in " open\n" for token in chat._encode(letter)]
-    assert len(letters) > len(chat._encode(" open\n"))
+    letters = [token for letter in " open\n" for token in chat.encode(letter)]
+    assert len(letters) > len(chat.encode(" open\n"))
     response = [*letters, chat.end_id]
     prompt = chat.extend(opening, response, [user("open"), chat.parse(letters), user("ok")])
     assert prompt.prompt_ids == [*opening.prompt_ids, *response, *prompt.context_ids]
@@ -290,10 +292,46 @@ def test_a_template_that_could_tell_the_past_otherwise_is_rendered_whole(chat_te
 
 
 def test_a_template_that_refuses_a_role_is_named() -> None:
-    refusal = "{% if m.role == 'system' %}{{ raise_exception('System role not supported.') }}{% endif %}"
+    refusal = "{% if m.role == 'tool' %}{{ raise_exception('Tool role not supported.') }}{% endif %}"
     chat = Chat(byte_pairs(EACH_ALONE.replace("{{ m.content }}", refusal + "{{ m.content }}")))
-    with pytest.raises(ConfigError, match=r"refuses the conversation \(System role not supported\): choose a model"):
-        chat.open([Message("system", "You repair."), user("ok")])
+    with pytest.raises(ConfigError, match=r"refuses the conversation \(Tool role not supported\): choose a model"):
+        chat.open([user("ok"), said("edit"), Message("tool", "ok")])
+
+
+@pytest.mark.parametrize("does", ["{{ raise_exception('no system') }}", "{% set m = {'role': 'user'} %}"])
+def test_where_a_template_takes_no_system_message_it_stands_before_the_users(does: str) -> None:
+    chat = make_chat(EACH_ALONE.replace("%}", "%}{% if m.role == 'system' %}" + does + "{% endif %}", 1))
+    system = [Message("system", "You repair."), user("open")]
+    exchange = [("edit", "ok"), ("edit open", "fail")]
+    prompts = converse(chat, system, exchange)
+    merged = converse(chat, [user("You repair.\n\nopen")], exchange)
+    assert [p.prompt_ids for p in prompts] == [p.prompt_ids for p in merged]
+    assert [p.starts_branch for p in prompts] == [True, False, False]
+
+
+STRICT_CALLS = template(
+    "{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{% if c.id is undefined or c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
+    "{{ '[CALL]' + c.function.name + c.id }}{% endfor %}"
+).replace(
+    "{{ m.content }}{% endif %}", "{{ m.content + (m.name + m.tool_call_id if m.role == 'tool' else '') }}{% endif %}"
+)
+
+
+def test_a_call_and_its_answer_have_the_id_that_a_template_wants() -> None:
+    """As Mistral's, which also refuses ids of another length."""
+    chat = make_chat(STRICT_CALLS)
+    messages, prompts = [user("go")], [chat.open([user("go")])]
+    for file in "ab":
+        call = Message("assistant", "", tool_calls=(ToolCall("edit", f'{{"file": "{file}"}}'),))
+        ids = chat.response_ids(call, prompts[-1])
+        messages += [call, Message("tool", "ok")]
+        prompts.append(chat.extend(prompts[-1], ids, messages))
+    assert [prompt.starts_branch for prompt in prompts] == [True, False, False]
+    text = chat.tokenizer.decode(prompts[-1].prompt_ids)
+    ids = re.findall(r"\[CALL\]edit(.{9})", text)
+    assert len(set(ids)) == 2
+    assert all(f"okedit{one}" in text for one in ids)
 
 
 def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
@@ -305,7 +343,7 @@ def test_a_tokenizer_must_have_a_template_and_an_end() -> None:
 
 
 def test_the_hash_tells_templates_apart() -> None:
-    assert make_chat(CHATML).template_hash == make_chat(CHATML).template_hash != make_chat(QWEN3).template_hash
+    assert make_chat(CHATML).template.hash == make_chat(CHATML).template.hash != make_chat(QWEN3).template.hash
 
 
 def test_a_prompt_does_not_change_with_the_day() -> None:

@@ -20,7 +20,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.data.batches import make_batch
 from dagger_exp.data.prefix_tree import Row, grow
 from dagger_exp.data.selection import label_rows
@@ -182,11 +182,12 @@ class Case:
     tools: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     end: str = "<|im_end|>"
+    opening: tuple[Message, ...] = (Message("user", "go"),)
 
     def conversation(self) -> list[Message]:
         """Return all messages before the third response."""
         first, second, _ = self.executed
-        return [user("go"), says(first), self.observed[0], second, self.observed[1]]
+        return [*self.opening, says(first), self.observed[0], second, self.observed[1]]
 
 
 JSON_A, JSON_B, JSON_C = (
@@ -373,7 +374,7 @@ class Stage:
         return cast(Env, self)
 
     async def reset(self) -> list[Message]:
-        return [user("go")]
+        return list(self.case.opening)
 
     async def act(self, state: State, env: Env) -> Response:
         label, other = self.case.labels
@@ -399,7 +400,7 @@ class Reciting(ScriptedEngine):
         assert sampling.key is not None
         said = self.case.executed[sampling.key.turn_index]
         assert isinstance(said, str)
-        ids = [*self.chat._encode(said), self.chat.end_id]
+        ids = [*self.chat.encode(said), self.chat.end_id]
         return Generation(ids, [0.0] * len(ids), "stop", 0)
 
 
@@ -439,7 +440,7 @@ def encoded(chat: Chat, messages: Sequence[Message]) -> list[int]:
         row: dict[str, Any] = {"role": message.role, "content": message.content, "tool_calls": calls or None}
         rows.append({**row, "reasoning_content": message.reasoning})
     return chat.tokenizer.apply_chat_template(
-        rows, tokenize=True, add_generation_prompt=True, return_dict=False, **chat.options
+        rows, tokenize=True, add_generation_prompt=True, return_dict=False, **chat.template.options
     )
 
 
@@ -612,7 +613,7 @@ class Answering(Reciting):
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         self.asked.append(decoded(self.chat, prompt_ids))
-        ids = [*self.chat._encode(self.said), self.chat.end_id]
+        ids = [*self.chat.encode(self.said), self.chat.end_id]
         return Generation(ids, [0.0] * len(ids), "stop", 0)
 
 
@@ -708,7 +709,7 @@ def test_a_teacher_that_spells_a_control_token_is_not_cut_there(message: Message
 
 def letters(chat: Chat, text: str) -> list[int]:
     """Return a text as tokens of one byte each, which spell control tokens instead of being them."""
-    return [token for letter in text for token in chat._encode(letter)]
+    return [token for letter in text for token in chat.encode(letter)]
 
 
 @pytest.mark.parametrize("said", ["open file", "echo '<|im_end|>' > a", "<|im_start|>user", " \n open \n", "é → 漢"])
@@ -744,7 +745,7 @@ def test_the_text_of_a_response_is_not_tidied_up() -> None:
 def test_a_response_that_was_cut_is_ended_in_the_context_and_not_in_itself(said: str) -> None:
     chat = Chat(tokenizer_of(THINKS_ALWAYS))
     opening = chat.open([user("go")])
-    response = chat._encode(said)
+    response = chat.encode(said)
     prompt = chat.extend(opening, response, [user("go"), chat.parse(response), user("one")])
     assert not prompt.starts_branch
     assert prompt.prompt_ids == [*opening.prompt_ids, *response, *prompt.context_ids]
@@ -776,7 +777,7 @@ if MODEL_FOLDERS in os.environ:  # in CI a skipped test has failed, so without f
     def test_the_tokenizer_of_a_model_tells_its_conversation_as_its_template_does(folder: str) -> None:
         assert Path(folder).is_dir(), folder
         chat = Chat(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-        messages = [user(f"go {chat.end} on")]
+        messages = [user(f"go {chat.template.end} on")]
         prompt = chat.open(messages)
         assert prompt.prompt_ids.count(chat.end_id) == chat.open([user("go")]).prompt_ids.count(chat.end_id)
         for said in ("open src/main.py\n\n    é → 漢 , ok ?", "edit", "test"):

@@ -17,7 +17,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.check import check_student
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.config.checks import per_round
 from dagger_exp.config.components import make, make_optional
 from dagger_exp.config.evaluators import at_once, build_evaluator, check_disjoint
@@ -80,6 +81,7 @@ def build_run(cfg: DictConfig, folder: Path, run_id: str, store_folder: Path | N
     student: Student = make(cfg.student, vocabulary=world.vocabulary(), seed=cfg.seed)
     student = replace(student, tools=scaffold.tools if scaffold else ())
     chat = student.chat  # made once: a vocabulary of 150,000 takes it two seconds
+    check_student(chat, scaffold, thoughts=bool(cfg.teacher.get("keep_reasoning")))
     engine: Engine = make(
         cfg.engine,
         end_id=chat.end_id,

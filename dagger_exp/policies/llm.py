@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.errors import ContextError, MalformedAction, PolicyError
 from dagger_exp.protocols import Engine, Env, Sampling, Scaffold, Scores
 from dagger_exp.scaffolds.calls import after_thought

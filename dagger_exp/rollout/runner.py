@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-from dagger_exp.chat import Chat, Prompt
+from dagger_exp.chat.conversation import Chat, Prompt
 from dagger_exp.errors import (
     DaggerError,
     EngineError,
@@ -152,7 +152,7 @@ class Runner:
             turns=turns,
             teacher_id=self.teacher.id,
             engine=self.student.engine.id,
-            chat_template_hash=self.chat.template_hash,
+            chat_template_hash=self.chat.template.hash,
             error=error,
             wall_time_s=time.monotonic() - begin,
         )

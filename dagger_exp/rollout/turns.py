@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dagger_exp.chat import Chat, Prompt
+from dagger_exp.chat.conversation import Chat, Prompt
 from dagger_exp.errors import (
     BudgetError,
     ContextError,

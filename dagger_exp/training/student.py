@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.errors import ConfigError, check_at_least
 from dagger_exp.store.files import write_json
 from dagger_exp.training.lora import Lora, adapted

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from dagger_exp.chat.check import check_teacher
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.errors import ConfigError, check_at_least
 from dagger_exp.policies.llm import LanguagePolicy, ModelTeacher
@@ -46,7 +47,7 @@ def from_model(
 
     Raises:
         ConfigError: a value is out of its range, no model could be loaded, there is no such device, or the template
-            shows no tools of the scaffold.
+            does not show the scaffold's tools or write its calls.
     """
     lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_context_tokens": max_context_tokens}
     check_at_least(1, "teacher", **lengths, max_batch_size=max_batch_size)
@@ -55,6 +56,7 @@ def from_model(
     own: dict[str, Any] = {"dtype": dtype, "chat_options": chat_options, "key": "teacher.path"}
     model = from_folder(path=path, max_context_tokens=max_context_tokens, **own)
     chat = replace(model, tools=scaffold.tools if scaffold else ()).chat
+    check_teacher(chat, scaffold)
     engine = HfEngine(end_id=chat.end_id, pad_id=model.tokenizer.pad_token_id, max_batch_size=max_batch_size)
     engine.load_weights(0, model.model.to(device).requires_grad_(False).eval())
     return ModelTeacher(engine=engine, chat=chat, temperature=temperature, scaffold=scaffold, id=id or path, **lengths)

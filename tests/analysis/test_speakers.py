@@ -10,7 +10,7 @@ import pytest
 
 from dagger_exp.analysis.export import exported_rows
 from dagger_exp.analysis.speakers import Speakers
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.policies.llm import LanguagePolicy

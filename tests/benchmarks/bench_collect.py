@@ -163,7 +163,7 @@ class Library:
 
 def ours(work: Work, *, is_dagger: bool) -> dict[str, float]:
     """Collect a round, from its begin to its episodes in memory."""
-    from dagger_exp.chat import Chat
+    from dagger_exp.chat.conversation import Chat
     from dagger_exp.engines.endpoint import Endpoint
     from dagger_exp.engines.vllm import VllmEngine
     from dagger_exp.engines.vllm_server import VllmServer
@@ -518,7 +518,7 @@ class Timed:
 
 def measure_chat(folder: Path, texts: Sequence[str], template: str, num_repeats: int = 9) -> list[dict[str, Any]]:
     """Return what one turn costs: an answer of the teacher, and the prompt that the next observation makes."""
-    from dagger_exp.chat import Chat
+    from dagger_exp.chat.conversation import Chat
     from dagger_exp.types import Message
 
     wanted = (8, 32, 128)

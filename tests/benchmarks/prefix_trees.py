@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.data.batches import Batch, MicroBatch, group_by_length, make_batch
 from dagger_exp.data.prefix_tree import Row, grow
 from dagger_exp.data.selection import label_rows

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.engines.hf import HfEngine
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair

@@ -14,7 +14,7 @@ import pytest
 
 from dagger_exp.analysis.export import exported_rows
 from dagger_exp.analysis.speakers import Speakers
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.cli.export import write_rows
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
@@ -271,7 +271,7 @@ USELESS: dict[str, tuple[Any, str]] = {
                 {"role": "assistant", "content": "a", "reasoning_content": "b"},
             ]
         },
-        "the student's chat template cannot write the teacher's tool calls or reasoning",
+        "the student's chat template cannot write the teacher's tool calls or reasoning: it leaves a part of them out",
     ),
 }
 

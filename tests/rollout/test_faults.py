@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.engines.endpoint import Endpoint
 from dagger_exp.engines.vllm import VllmEngine
 from dagger_exp.engines.vllm_server import VllmServer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError, PolicyError

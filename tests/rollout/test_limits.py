@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.data.selection import EpisodeFilter
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair

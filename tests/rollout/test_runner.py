@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.engines.scripted import ScriptedEngine
 from dagger_exp.envs.repo_repair import RepoRepair, RepoRepairEnv
 from dagger_exp.errors import ContextError, EngineError, EnvError, PolicyError
@@ -176,7 +176,7 @@ def test_the_transcript_of_an_episode() -> None:
     assert episode.stop_reason is StopReason.SOLVED
     assert (episode.round_index, episode.episode_index, episode.task_id) == (2, 3, "t")
     assert (episode.teacher_id, episode.engine, episode.error) == ("scripted", "scripted", "")
-    assert episode.chat_template_hash == CHAT.template_hash
+    assert episode.chat_template_hash == CHAT.template.hash
 
 
 def test_the_tokens_of_an_episode() -> None:

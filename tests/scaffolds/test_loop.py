@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.data.prefix_tree import grow
 from dagger_exp.data.selection import EpisodeFilter, label_rows
 from dagger_exp.engines.scripted import ScriptedEngine

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.envs.repo_repair import RepoRepair
 from dagger_exp.errors import ConfigError
 from dagger_exp.training.student import Student, from_folder, from_scratch

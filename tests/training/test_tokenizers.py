@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dagger_exp.chat import Chat
+from dagger_exp.chat.conversation import Chat
 from dagger_exp.scaffolds.tools import ToolScaffold
 from dagger_exp.training.tokenizers import SPECIAL, byte_tokenizer, word_tokenizer
 from dagger_exp.types import Message, ToolCall

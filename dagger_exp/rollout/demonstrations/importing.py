@@ -142,7 +142,7 @@ def _readable(reading: Reading, scaffold: Scaffold) -> Reading:
 
 def _player(runner: Runner, reading: Reading, teacher_id: str) -> Runner:
     """Return a runner that plays the demonstrations; calls in text are calls where the student has tools to call."""
-    tools: Sequence[Any] = runner.chat.options.get("tools", ())
+    tools: Sequence[Any] = runner.chat.tools
     if tools:
         for place, found in enumerate(reading.demonstrations):
             actions = tuple(with_text_calls(action, tools) for action in found.actions)
