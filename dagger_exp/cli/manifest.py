@@ -51,6 +51,7 @@ def open_manifest(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
         "choices": dict(hydra.runtime.choices),
         "command": [f"dagger-{hydra.job.config_name}", *hydra.overrides.task],
+        "config_dir": next((str(path).removeprefix("file://") for path in hydra.searchpath or ()), None),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
     write_json(path, manifest)

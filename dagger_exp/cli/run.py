@@ -45,6 +45,7 @@ class JobError(DaggerError):
 def run_command(command: str, job: Job) -> None:
     """Run a command of which `conf/<command>.yaml` is the config: show something, launch a sweep, or run the job."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises then what it would print
+    find_own_parts()
     doc = str(sys.modules[job.__module__].__doc__)
     help_texts = {"doc": doc.strip(), "command": f"dagger-{command}"}  # for conf/hydra/default.yaml
     OmegaConf.register_new_resolver("dagger", help_texts.__getitem__, replace=True)
@@ -65,6 +66,14 @@ def run_command(command: str, job: Job) -> None:
                 cfg, folder = resumed(resume[0], command) if resume else begun(options, command)
             with in_folder(folder):
                 job(cfg, folder)
+
+
+def find_own_parts() -> None:
+    """Let a config name modules of the current folder, as `_target_: guessing.GuessingGame`; processes inherit it."""
+    here, inherited = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)  # noqa: PTH109 - as text
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that nothing there hides a library
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, [*inherited, here])))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from omegaconf import DictConfig
 from rich.console import Console, Group
@@ -209,13 +209,15 @@ def _short(folder: Path) -> str:
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, str] | list[str]]:
+def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def chosen(folder: Path, but: Sequence[str]) -> list[str]:
     """Return what was typed to start a run, as in a shell, but for its place and for these groups and their keys."""
-    typed = list(_manifest(folder).get("command", []))[1:]
-    left_out = {*but, "name", "sweep_name", "hydra"}
-    return [shlex.quote(override) for override in typed if re.split("[=.@]", override.lstrip("+~"))[0] not in left_out]
+    manifest, left_out = _manifest(folder), {*but, "name", "sweep_name", "hydra"}
+    own = ["--config-dir", _short(Path(str(manifest["config_dir"])))] if manifest.get("config_dir") else []
+    typed = list(manifest.get("command", []))[1:]
+    kept = [override for override in typed if re.split("[=.@]", override.lstrip("+~"))[0] not in left_out]
+    return [shlex.quote(word) for word in [*own, *kept]]

@@ -6,8 +6,10 @@ Nothing is made; but the targets' modules are imported, and with them what is he
 from __future__ import annotations
 
 import inspect
+import logging
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
@@ -60,10 +62,15 @@ def bind_node(path: str, node: dict[str, Any]) -> None:
     if node["_target_"] is None:
         _bind_nothing(path, node)
         return
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what is raised
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ConfigError(f"{path}._target_ is {node['_target_']}, which cannot be imported: {error}") from error
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"{path}._target_ is {node['_target_']}, which cannot be imported ({type(cause).__name__}: {cause}); "
+            f"{Path.cwd()} was searched too."
+        ) from error
     parameters = inspect.signature(target).parameters
     given = {k: v for k, v in node.items() if not k.startswith("_")}
     _bind_names(path, parameters, given.keys(), bool(node.get("_partial_")))
