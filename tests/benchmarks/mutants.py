@@ -35,6 +35,8 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...] = KNOBS
+    match: str = ""
+    """A word of the names of the tests that should see it, where the others take long."""
 
 
 EVALUATORS = "dagger_exp/config/evaluators.py"
@@ -43,32 +45,64 @@ MODULE, RUNNER = "dagger_exp/training/module.py", "dagger_exp/rollout/runner.py"
 GOAL, COLLECTOR = "dagger_exp/rollout/goal.py", "dagger_exp/rollout/collector.py"
 
 MUTANTS = [
-    Mutant("aggregation is not passed on", BUILD, "        aggregation=cfg.aggregation,\n", ""),
-    Mutant("window is not passed on", BUILD, "        window=cfg.window,\n", ""),
+    Mutant("aggregation is not passed on", BUILD, "        aggregation=cfg.aggregation,\n", "", match="aggregation"),
+    Mutant("window is not passed on", BUILD, "        window=cfg.window,\n", "", match="window"),
     Mutant(
         "the data ignore the filter",
         BUILD,
         "keeps=EpisodeFilter(**cfg.filter),\n        batch_size",
         "keeps=EpisodeFilter(),\n        batch_size",
+        match="filter",
     ),
     Mutant(
         "the collector ignores the filter",
         BUILD,
         "keeps=EpisodeFilter(**cfg.filter),\n        round",
         "keeps=EpisodeFilter(),\n        round",
+        match="filter",
     ),
-    Mutant("loss.normalize is not passed on", BUILD, "        normalize=cfg.loss.normalize,\n", ""),
-    Mutant("rollout.top_p is not passed on", BUILD, "        top_p=cfg.rollout.top_p,\n", ""),
-    Mutant("rollout.temperature is not passed on", BUILD, "        temperature=cfg.rollout.temperature,\n", ""),
-    Mutant("max_grad_norm is not passed on", BUILD, "        max_grad_norm=cfg.max_grad_norm,\n", ""),
-    Mutant("evaluation.temperature is not passed on", EVALUATORS, "temperature=cfg.evaluation.temperature, ", ""),
-    Mutant("evaluation samples with the training's top_p", EVALUATORS, ", top_p=1.0)", ")"),
-    Mutant("evaluation with the training's mixing", EVALUATORS, "        mixing=StudentOnly(),\n", ""),
-    Mutant("evaluation asks for labels", EVALUATORS, '        labeler=Labeler(turns="none"),\n', ""),
-    Mutant("evaluation on training tasks", EVALUATORS, "tasks_of(run.world, split)", 'tasks_of(run.world, "train")'),
-    Mutant("validation on held-out tasks", EVALUATORS, "tasks_of(run.world, split)", 'tasks_of(run.world, "heldout")'),
-    Mutant("evaluation.seed is the run's", EVALUATORS, "seed=cfg.evaluation.seed", "seed=cfg.seed"),
-    Mutant("all held-out tasks are validation's", EVALUATORS, "[:number]", "[:2]"),
+    Mutant("loss.normalize is not passed on", BUILD, "        normalize=cfg.loss.normalize,\n", "", match="normalize"),
+    Mutant("rollout.top_p is not passed on", BUILD, "        top_p=cfg.rollout.top_p,\n", "", match="top_p"),
+    Mutant(
+        "rollout.temperature is not passed on",
+        BUILD,
+        "        temperature=cfg.rollout.temperature,\n",
+        "",
+        match="temperature",
+    ),
+    Mutant(
+        "max_grad_norm is not passed on", BUILD, "        max_grad_norm=cfg.max_grad_norm,\n", "", match="grad_norm"
+    ),
+    Mutant(
+        "evaluation.temperature is not passed on",
+        EVALUATORS,
+        "temperature=cfg.evaluation.temperature, ",
+        "",
+        match="temperature",
+    ),
+    Mutant("evaluation samples with the training's top_p", EVALUATORS, ", top_p=1.0)", ")", match="top_p"),
+    Mutant(
+        "evaluation with the training's mixing", EVALUATORS, "        mixing=StudentOnly(),\n", "", match="evaluation"
+    ),
+    Mutant(
+        "evaluation asks for labels", EVALUATORS, '        labeler=Labeler(turns="none"),\n', "", match="evaluation"
+    ),
+    Mutant(
+        "evaluation on training tasks",
+        EVALUATORS,
+        "tasks_of(run.world, split)",
+        'tasks_of(run.world, "train")',
+        match="evaluation",
+    ),
+    Mutant(
+        "validation on held-out tasks",
+        EVALUATORS,
+        "tasks_of(run.world, split)",
+        'tasks_of(run.world, "heldout")',
+        match="evaluation",
+    ),
+    Mutant("evaluation.seed is the run's", EVALUATORS, "seed=cfg.evaluation.seed", "seed=cfg.seed", match="evaluation"),
+    Mutant("all held-out tasks are validation's", EVALUATORS, "[:number]", "[:2]", match="evaluation"),
     Mutant(
         "a killed evaluation is played again whole",
         "dagger_exp/evaluation/evaluator.py",
@@ -91,31 +125,74 @@ MUTANTS = [
         BUILD,
         "        max_observation_chars=cfg.rollout.max_observation_chars,\n",
         "",
+        match="max_observation",
     ),
-    Mutant("the teacher's budget is not passed on", BUILD, "TeacherBudget(**cfg.teacher_budget)", "TeacherBudget()"),
-    Mutant("the labeler is not passed on", BUILD, "Labeler(**cfg.labeler)", "Labeler()"),
     Mutant(
-        "the round's deadline is not passed on", BUILD, "        round_timeout_s=cfg.rollout.round_timeout_s,\n", ""
+        "the teacher's budget is not passed on",
+        BUILD,
+        "TeacherBudget(**cfg.teacher_budget)",
+        "TeacherBudget()",
+        match="budget",
     ),
-    Mutant("stop_at_success is not passed on", BUILD, "        stop_at_success=cfg.evaluation.stop_at_success,\n", ""),
-    Mutant("num_threads is not set", BUILD, "    torch.set_num_threads(cfg.num_threads)\n", ""),
-    Mutant("num_steps of a union is that of the latest round", BUILD, '"union": cfg.rounds.num_rounds', '"union": 1'),
-    Mutant("num_steps forgets the passes", BUILD, "sum(per_pass) * cfg.rounds.epochs_per_round", "sum(per_pass)"),
-    Mutant("the lr scheduler is never stepped", MODULE, "        scheduler.step()\n", ""),
-    Mutant("gradients are not clipped", MODULE, "gradient_clip_val=self._max_norm()", "gradient_clip_val=None"),
+    Mutant("the labeler is not passed on", BUILD, "Labeler(**cfg.labeler)", "Labeler()", match="labeler"),
+    Mutant(
+        "the round's deadline is not passed on",
+        BUILD,
+        "        round_timeout_s=cfg.rollout.round_timeout_s,\n",
+        "",
+        match="deadline",
+    ),
+    Mutant(
+        "stop_at_success is not passed on",
+        BUILD,
+        "        stop_at_success=cfg.evaluation.stop_at_success,\n",
+        "",
+        match="success",
+    ),
+    Mutant("num_threads is not set", BUILD, "    torch.set_num_threads(cfg.num_threads)\n", "", match="threads"),
+    Mutant(
+        "num_steps of a union is that of the latest round",
+        BUILD,
+        '"union": cfg.rounds.num_rounds',
+        '"union": 1',
+        match="learning_rate",
+    ),
+    Mutant(
+        "num_steps forgets the passes",
+        BUILD,
+        "sum(per_pass) * cfg.rounds.epochs_per_round",
+        "sum(per_pass)",
+        match="learning_rate",
+    ),
+    Mutant("the lr scheduler is never stepped", MODULE, "        scheduler.step()\n", "", match="learning_rate"),
+    Mutant(
+        "gradients are not clipped",
+        MODULE,
+        "gradient_clip_val=self._max_norm()",
+        "gradient_clip_val=None",
+        match="grad_norm",
+    ),
     Mutant("gradients are summed over steps", MODULE, "        optimizer.zero_grad()\n", "", TRAINING + KNOBS),
     Mutant(
         "dropout's seed is constant",
         ROUNDS,
         'f"process {trainer.global_rank}", trainer.global_step)',
         'f"process {trainer.global_rank}", 0)',
+        match="dropout",
     ),
-    Mutant("evaluation with the version before", ROUNDS, "version=round_index + 1)", "version=round_index)"),
+    Mutant(
+        "evaluation with the version before",
+        ROUNDS,
+        "version=round_index + 1)",
+        "version=round_index)",
+        match="evaluation",
+    ),
     Mutant(
         "no hand-over of weights before the evaluation",
         ROUNDS,
         "        self._hand_over(module, version=round_index + 1)\n",
         "",
+        match="evaluation",
     ),
     Mutant(
         "no hand-over of weights before collecting",
@@ -129,6 +206,7 @@ MUTANTS = [
         GOAL,
         "while labels < (self.num_labels or 0):",
         "while labels <= (self.num_labels or 0):",
+        match="fills_its_budget",
     ),
     Mutant("a budget of labels does not count what is playing", GOAL, " - num_playing\n", "\n", ROLLOUT),
     Mutant("cut episodes are played again", GOAL, "(episode.num_labels > 0 and self.keeps(reason))", "False", ROLLOUT),
@@ -144,6 +222,7 @@ MUTANTS = [
         "dagger_exp/rollout/plan.py",
         "return task, Key(self.seed, round_index, task.id, episode_index)",
         "return task, Key(0, round_index, task.id, episode_index)",
+        match="seed",
     ),
     Mutant(
         "beta is its opposite",
@@ -297,7 +376,8 @@ def verdict(mutant: Mutant) -> str:
         path.write_text(text.replace(mutant.old, mutant.new))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not kill and not slow"]
         environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, *mutant.tests], cwd=copy, env=environment, capture_output=True, check=False)
+        chosen = [*mutant.tests, *(["-k", mutant.match] if mutant.match else [])]
+        done = subprocess.run([*command, *chosen], cwd=copy, env=environment, capture_output=True, check=False)
         if done.returncode not in (0, 1):
             return f"BROKEN: {done.stdout.decode()[-500:]}{done.stderr.decode()[-500:]}"
     return "dead" if done.returncode else "SURVIVES"
