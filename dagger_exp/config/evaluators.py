@@ -56,13 +56,13 @@ def build_evaluator(cfg: DictConfig, run: Run, split: str = "heldout") -> Evalua
 
 def tasks_of(world: World, split: str) -> Sequence[Task]:
     """Return the tasks of a split to evaluate on; raises `ConfigError` where the world has none."""
-    mend = "" if split == "heldout" else ": set evaluation.validation_tasks=0, or let its tasks(split) return some"
+    cure = "" if split == "heldout" else ": set evaluation.validation_tasks=0, or let its tasks(split) return some"
     try:
         tasks = world.tasks(split)
     except (LookupError, ValueError) as error:  # of a world that knows no such split
-        raise ConfigError(f"the env has no {split} split ({type(error).__name__}: {error}){mend}.") from error
+        raise ConfigError(f"the env has no {split} split ({type(error).__name__}: {error}){cure}.") from error
     if not len(tasks):
-        raise ConfigError(f"the env's {split} split is empty{mend}.")
+        raise ConfigError(f"the env's {split} split is empty{cure}.")
     return tasks
 
 

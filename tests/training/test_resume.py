@@ -280,6 +280,20 @@ def test_success_ends_a_run_early_also_when_it_is_resumed(tmp_path: Path, stop_a
     assert not play(tmp_path, early).seen
 
 
+@pytest.mark.parametrize("is_solved", [False, True])
+def test_a_run_ends_early_by_the_validation_tasks_and_not_by_those_that_are_reported(
+    tmp_path: Path, is_solved: bool
+) -> None:
+    cfg = compose_checked("train", [*SMALL, "evaluation.stop_at_success=0.5"])
+    trainer, module, _, rounds = build_training(cfg, build_run(cfg, tmp_path, "run"), "run", StopAt(None))
+    rates = {"eval/success_rate": float(not is_solved), "validation/success_rate": float(is_solved)}
+    rounds.record.rows = [{"round": 0.0, "round/num_steps": 5.0, **rates}]
+    rounds.collector.collect(0, num_labels=40)
+    rounds.ensure_round(trainer, module, 1)
+    assert rounds.store.is_closed(1) == (not is_solved)
+    assert trainer.should_stop == is_solved
+
+
 def test_a_row_that_is_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
