@@ -308,7 +308,7 @@ def test_a_row_that_is_logged_again_replaces_the_earlier_one(tmp_path: Path) -> 
     assert kept == [("10", "", "1.0"), ("20", "", "2.0"), ("", "0", ""), ("30", "", "3.0")]
 
 
-@pytest.mark.parametrize("cut", [1, 2, 5])
+@pytest.mark.parametrize("cut", [1, 2, 5, 7])
 def test_a_row_that_a_kill_has_cut_is_dropped_and_logged_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
