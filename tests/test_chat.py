@@ -191,6 +191,12 @@ def test_white_space_around_a_response_is_no_change() -> None:
     assert not chat.extend(chat.open(messages[:1]), response, messages).starts_branch
 
 
+@pytest.mark.parametrize("chat_template", [CHATML, EACH_ALONE, ALWAYS_STRIPS, QWEN3, TRIMS])
+def test_line_ends_of_windows_in_an_answer_start_no_branch(chat_template: str) -> None:
+    prompts = converse(make_chat(chat_template), OPENING, [("open\r\n\r\nedit\r\n", "ok\r\n"), ("edit\r\n", "fail")])
+    assert [prompt.starts_branch for prompt in prompts] == [True, False, False]
+
+
 def test_several_messages_may_follow_a_response() -> None:
     chat = make_chat()
     messages = [user("open"), said("edit"), user("ok"), user("fail")]

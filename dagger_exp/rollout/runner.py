@@ -37,7 +37,7 @@ from dagger_exp.protocols import Env, Mixing, Policy, Scorer, World
 from dagger_exp.rollout.budget import TeacherBudget
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.scored import scored
-from dagger_exp.rollout.turns import Said, Taken, checked, opening, record, stop_reason_of
+from dagger_exp.rollout.turns import Said, Taken, check_words, checked, opening, record, stop_reason_of
 from dagger_exp.rollout.watchdog import Watchdog, with_address
 from dagger_exp.scaffolds.observations import cut_middle
 from dagger_exp.types import (
@@ -165,6 +165,7 @@ class Runner:
         for turn_index in range(self.max_turns(key.round_index)):
             if turns:
                 prompt = self.chat.extend(prompt, turns[-1].response_ids, messages)
+            check_words(self.chat, prompt.context_ids, observation, "an observation", EnvError)
             if len(prompt.prompt_ids) + self.student.max_new_tokens > self.max_context_tokens:
                 return StopReason.CONTEXT
             begin = time.monotonic()
@@ -234,6 +235,8 @@ class Runner:
             raise LabelError(f"The teacher {self.teacher.id!r} gave no usable answer: {error}") from error
         # An answer becomes tokens once, in the student's format, and is never encoded again.
         token_ids = answer.token_ids or self.chat.response_ids(answer.message, prompt)
+        said = " ".join([answer.message.content, answer.message.reasoning, *map(str, answer.message.tool_calls)])
+        check_words(self.chat, token_ids, said, "the teacher's answer", LabelError)
         if len(prompt.prompt_ids) + len(token_ids) > self.max_context_tokens:
             raise LabelError(
                 f"The answer of the teacher {self.teacher.id!r} is longer than the student's context has room for: "

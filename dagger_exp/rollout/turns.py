@@ -17,6 +17,8 @@ from dagger_exp.errors import (
 )
 from dagger_exp.types import Actor, Choice, Message, Response, StepResult, StopReason, Turn, Usage
 
+UNKNOWN_WORDS = "the student's tokenizer does not know all words"
+
 
 class Said(NamedTuple):
     """A response, and its token ids as the student would have written it."""
@@ -96,6 +98,25 @@ def checked(result: Any) -> StepResult:
     if not (isinstance(result, StepResult) and isinstance(result.observation, Message)):
         raise EnvError(f"the env returned {result!r:.200} from `step`, not a `StepResult` with a `Message`.")
     return result
+
+
+def check_words(
+    chat: Chat, token_ids: Sequence[int], text: str, what: str, error_type: type[EnvError | LabelError]
+) -> None:
+    """Refuse a text with a word outside the vocabulary of a word-level tokenizer.
+
+    Args:
+        chat: of the student.
+        token_ids: with the text and, maybe, with what others said: only its own words count.
+        text: to be checked.
+        what: the text, for the message.
+        error_type: to raise; its message names the word.
+    """
+    unknown = getattr(chat.tokenizer, "unk_token_id", None)
+    if unknown in (None, chat.end_id) or unknown not in token_ids:
+        return
+    if word := next((word for word in text.split() if unknown in chat.encode(word)), None):
+        raise error_type(f"{UNKNOWN_WORDS}: {word!r} of {what}.")
 
 
 def stop_reason_of(failure: DaggerError) -> StopReason:

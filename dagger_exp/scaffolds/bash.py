@@ -15,6 +15,8 @@ from dagger_exp.types import Message, StepResult, ToolCall
 
 SUBMIT = "submit"
 FENCE = re.compile(r"^(`{3,})([^\n`]*)$", re.MULTILINE)
+BLANK = " \t\r"
+"""May follow a fence; a line that ends with the last of them has the line end of Windows, which no shell reads."""
 FORM = "Answer with exactly one block of this form:\n\n```bash\nls\n```"
 INSTRUCTIONS = f"""You work in a Linux shell, in the folder /work. {FORM}
 
@@ -88,7 +90,7 @@ class BashScaffold:
 def _blocks(text: str) -> tuple[list[str], bool]:
     """Return the blocks of bash of a text, and whether it has one that is not closed."""
     fences = list(FENCE.finditer(text))
-    last = {fence[1]: fence.start() for fence in fences if not fence[2].strip(" \t")}  # that can close, by its length
+    last = {fence[1]: fence.start() for fence in fences if not fence[2].strip(BLANK)}  # that can close, by its length
     blocks, is_open = [], False
     opening: re.Match[str] | None = None
     for fence in fences:
@@ -96,8 +98,10 @@ def _blocks(text: str) -> tuple[list[str], bool]:
             is_closed = last.get(fence[1], -1) > fence.start()
             opening = fence if is_closed else None
             is_open |= not is_closed and fence[2].strip() == "bash"
-        elif fence[1] == opening[1] and not fence[2].strip(" \t"):
-            blocks += [text[opening.end() + 1 : fence.start()]] if opening[2].strip() == "bash" else []
+        elif fence[1] == opening[1] and not fence[2].strip(BLANK):
+            block = text[opening.end() + 1 : fence.start()]
+            block = block.replace("\r\n", "\n") if opening[2].endswith("\r") else block
+            blocks += [block] if opening[2].strip() == "bash" else []
             opening = None
     return blocks, is_open
 

@@ -120,6 +120,7 @@ def loaded(arguments: str) -> Any:
 
 def parameters(body: str) -> list[tuple[str, str]]:
     """Return the names and values of tagged parameters; raises `ValueError` where one is not closed."""
+    body = body.replace("\r\n", "\n") if body.startswith("\r\n") else body
     *texts, rest = PARAMETER_END.split(body.strip())
     found = [PARAMETER.fullmatch(text) for text in texts]
     if rest or None in found:

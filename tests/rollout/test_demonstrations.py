@@ -295,7 +295,7 @@ def test_what_cannot_be_used_is_set_aside_and_said(case: str, tmp_path: Path) ->
 
 
 def test_a_closed_vocabulary_that_lacks_the_words_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1 x the student's tokenizer does not know its words"):
+    with pytest.raises(ConfigError, match="1 x the student's tokenizer does not know all words"):
         imported(runner_of(WORDS), tmp_path / "rounds", "messages", str(written(tmp_path, GOOD)))
 
 

@@ -34,7 +34,7 @@ from dagger_exp.scaffolds.observations import cut_middle
 from dagger_exp.schedules import Constant
 from dagger_exp.seeding import integer
 from dagger_exp.store.store import Store
-from dagger_exp.training.tokenizers import word_tokenizer
+from dagger_exp.training.tokenizers import byte_tokenizer, word_tokenizer
 from dagger_exp.types import Episode, Key, Message, Response, State, StepResult, StopReason, Task, Usage
 
 WORLD = RepoRepair(max_turns=3)
@@ -371,7 +371,9 @@ def test_long_observations_lose_their_middle_and_it_is_recorded(tmp_path: Path) 
             env.bugs = [replace(bug, symptom="s" * 40) for bug in env.bugs]
             return env
 
-    played = runner(Slow(), world=Tells(max_turns=3), max_observation_chars=4)
+    played = replace(
+        runner(Slow(), world=Tells(max_turns=3), max_observation_chars=4), chat=Chat(cast(Any, byte_tokenizer()))
+    )  # a word that is cut is outside of any vocabulary of words
     [episode] = collected(played, tmp_path, num_episodes=1)
     first, later = episode.turns[0], episode.turns[1]
     assert first.num_cut_chars == 0  # the task is never cut

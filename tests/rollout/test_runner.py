@@ -436,3 +436,33 @@ def test_an_empty_answer_is_asked_again_once(num_empty: int, num_labels: int) ->
     episode = run(Reciting("test", "test", "submit"), teacher=Hesitant(), budget=budget)
     assert episode.num_labels == num_labels
     assert budget.in_round == Usage(5 * num_empty, num_empty, num_queries=2 + num_empty + (num_empty == 1))
+
+
+class Unheard(ScriptedPolicy):
+    """A teacher that says a word which the student has no token for."""
+
+    async def act(self, state: State, env: Env) -> Response:
+        return Response(Message("assistant", "open flibber"))
+
+
+def test_a_label_with_a_word_outside_the_students_vocabulary_is_none_and_the_word_is_named() -> None:
+    episode = run(Reciting("test", "submit"), teacher=Unheard())
+    assert [turn.label_ids for turn in episode.turns] == [None, None]
+    assert {turn.label_error for turn in episode.turns} == {
+        "the student's tokenizer does not know all words: 'flibber' of the teacher's answer."
+    }
+    assert episode.stop_reason is StopReason.UNSOLVED
+
+
+def test_an_observation_with_a_word_outside_the_students_vocabulary_fails_and_the_word_is_named() -> None:
+    task = replace(TASK, data={**TASK.data, "bugs": [("flibber", "f0", "3")]})
+    episode = run(Reciting("test", "submit"), task=task)
+    assert episode.stop_reason is StopReason.SANDBOX
+    assert episode.error == "EnvError: the student's tokenizer does not know all words: 'flibber' of an observation."
+    assert len(episode.turns) == 1
+
+
+def test_an_unknown_token_that_the_student_says_itself_is_no_failure() -> None:
+    episode = run(Reciting("flibber", "submit"))
+    assert episode.stop_reason is StopReason.UNSOLVED
+    assert TOKENIZER.unk_token_id in episode.turns[0].response_ids

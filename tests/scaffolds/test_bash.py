@@ -120,3 +120,8 @@ def test_a_block_begun_in_a_thought_that_the_template_began_is_not_run() -> None
     assert json.loads(SCAFFOLD.read(Message("assistant", f"{thought}```bash\nls\n```")).arguments)["command"] == "ls"
     with pytest.raises(MalformedAction):
         SCAFFOLD.read(Message("assistant", "```bash\nls\n```\n</think>\n\nDone."))
+
+
+def test_a_block_with_the_line_ends_of_windows_is_a_script_of_unix() -> None:
+    text = "I look.\r\n\r\n```bash\r\nls\r\npwd\r\n```\r\n"
+    assert BashScaffold().read(says(text)) == call("ls\npwd")

@@ -191,3 +191,16 @@ def test_a_call_begun_in_a_thought_that_the_template_began_is_not_meant(thought:
     assert SCAFFOLD.read(says(f"{thought}\n</think>\n\n{JSON_FORM}")) == LS
     with pytest.raises(MalformedAction):
         SCAFFOLD.read(says(f"{JSON_FORM}\n</think>\n\nDone."))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        '<tool_call>\n{"name": "execute_bash", "arguments": {"command": "ls\\npwd"}}\n</tool_call>\n',
+        "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\npwd\n</parameter>\n</function>\n</tool_call>",
+    ],
+)
+def test_a_call_with_the_line_ends_of_windows_is_the_same_call(form: str) -> None:
+    read = ToolScaffold().read
+    assert read(Message("assistant", form.replace("\n", "\r\n"))) == read(Message("assistant", form))
+    assert json.loads(read(Message("assistant", form)).arguments) == {"command": "ls\npwd"}

@@ -28,6 +28,7 @@ from dagger_exp.rollout.demonstrations.recordings import Recordings
 from dagger_exp.rollout.labeler import Labeler
 from dagger_exp.rollout.metrics import rollout_metrics
 from dagger_exp.rollout.runner import Runner
+from dagger_exp.rollout.turns import UNKNOWN_WORDS
 from dagger_exp.store.store import Store
 from dagger_exp.store.view import sha256
 from dagger_exp.types import Episode, Key, StopReason, Task
@@ -187,12 +188,8 @@ async def _played(player: Runner, task: Task, key: Key) -> Episode:
     if episode.stop_reason is StopReason.CONTEXT or _num_tokens(episode) > player.max_context_tokens:
         raise Unreadable("it is longer than student.max_context_tokens")
     if episode.stop_reason not in ENDINGS:
-        raise Unreadable(episode.error.partition(": ")[2].rstrip(".") or str(episode.stop_reason))
-    unknown = getattr(player.chat.tokenizer, "unk_token_id", None)
-    if unknown not in (None, player.chat.end_id) and any(
-        unknown in (*turn.context_ids, *turn.response_ids) for turn in episode.turns
-    ):
-        raise Unreadable("the student's tokenizer does not know its words")
+        reason = episode.error.partition(": ")[2].rstrip(".") or str(episode.stop_reason)
+        raise Unreadable(UNKNOWN_WORDS if reason.startswith(UNKNOWN_WORDS) else reason)
     return episode
 
 
