@@ -10,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +23,13 @@ from transformers import PreTrainedTokenizerFast
 
 from dagger_exp.chat.check import check_student
 from dagger_exp.chat.conversation import Chat
+from dagger_exp.config.build import build_run
+from dagger_exp.config.composing import compose_checked
 from dagger_exp.errors import ConfigError
 from dagger_exp.scaffolds.bash import BashScaffold
 from dagger_exp.scaffolds.tools import ToolScaffold
+from dagger_exp.training.student import from_scratch
+from dagger_exp.training.teacher import from_model
 from dagger_exp.types import Message, ToolCall
 from tests.test_chat_golden import Case, decoded, play
 
@@ -36,6 +41,7 @@ CONTROL = re.compile(
 )
 """What a template writes that is one token: `<|im_end|>`, `<turn|>`, `<end_of_turn>`, `[INST]`."""
 EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
+END = re.compile(r"<\uff5cend\u2581of\u2581sentence\uff5c>|<\|(?:im_end|eot_id)\|>")
 SWITCH = re.compile(r"set \+\+student\.chat_options\.(\w+)=(true|false)")
 OPENING = (Message("system", "You repair."), Message("user", "Repair it."))
 COMMANDS = ("ls -l", "cat a.py", "grep x b")
@@ -234,3 +240,46 @@ def test_three_turns_are_exact_or_refused_before_the_first(name: str, mode: str)
 
 def test_the_table_is_of_the_templates_that_there_are() -> None:
     assert sorted(OUTCOMES) == NAMES
+
+
+def model_with(name: str, folder: Path) -> str:
+    """Return the folder of a small random model with a template, and with the byte tokenizer of this package."""
+    student = from_scratch(
+        vocabulary=(),
+        tokenizer="bytes",
+        hidden_size=16,
+        num_layers=1,
+        num_heads=1,
+        intermediate_size=16,
+        max_context_tokens=4096,
+        seed=0,
+    )
+    template = END.sub("<|end|>", (FOLDER / f"{name}.jinja").read_text())
+    student.tokenizer.chat_template = template
+    student.save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "reason"),
+    [
+        ("qwen3", (), r"changes the thoughts .*: set \+\+student\.chat_options\.enable_thinking=false\.$"),
+        ("qwen3", ("++student.chat_options.enable_thinking=false",), ""),
+        ("deepseek_r1_distill", (), r"changes the thoughts of earlier turns.*: choose another model\.$"),
+        ("qwen2_5", ("teacher=openai", "teacher.model=m", "teacher.keep_reasoning=true"), r"writes no thoughts"),
+    ],
+)
+def test_a_run_looks_at_the_template_before_it_plays(
+    name: str, more: Sequence[str], reason: str, tmp_path: Path
+) -> None:
+    overrides = ["env=repo_repair", "student=hf", f"student.path={model_with(name, tmp_path / 'model')}", *more]
+    cfg = compose_checked("train", overrides)
+    with pytest.raises(ConfigError, match=reason) if reason else nullcontext():
+        build_run(cfg, tmp_path / "run", "run").close()
+    assert not (tmp_path / "run" / "rounds" / "000").exists()
+
+
+def test_a_teacher_in_this_process_whose_calls_nobody_reads_is_refused(tmp_path: Path) -> None:
+    path = model_with("llama3_1", tmp_path)
+    with pytest.raises(ConfigError, match=r"^the chat template of the teacher .*: choose another teacher, or scaffold"):
+        from_model(path=path, max_context_tokens=4096, max_new_tokens=9, scaffold=ToolScaffold())
