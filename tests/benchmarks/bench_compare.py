@@ -58,7 +58,7 @@ def write_run(folder: Path, group: int, seed: int, num_rounds: int) -> None:
     write_json(folder / "status.json", {"state": "finished", "error": ""})
     write_json(folder / "summary.json", rows[-1] | {"rounds": rows})
     episodes = [episode(num_rounds - 1, index, is_solved) for index, is_solved in enumerate(solved)]
-    evaluation = folder / "eval" / f"round_{num_rounds - 1:03d}.parquet"
+    evaluation = folder / "eval" / f"{num_rounds - 1:03d}" / "episodes.parquet"
     compact(evaluation, (to_table(folder.name, [played]) for played in episodes))
 
 

@@ -18,9 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dagger_exp.store.compaction import compact
 from dagger_exp.store.files import write_json
-from dagger_exp.store.schema import to_table
 from dagger_exp.store.store import Store
 from dagger_exp.types import SCHEMA_VERSION, Actor, Episode, StopReason, Turn
 
@@ -59,13 +57,12 @@ def main() -> None:
 def build(folder: Path) -> int:
     """Write a finished run; return its number of turns."""
     coins, num_turns = random.Random(0), 0
-    store = Store(folder / "rounds", RUN_ID)
+    store, evaluations = Store(folder / "rounds", RUN_ID), Store(folder / "eval", RUN_ID)
     for round_index in range(NUM_ROUNDS):
         collected = [_episode(coins, round_index, index, BETAS[round_index]) for index in range(EPISODES["collect"])]
-        evaluated = [_episode(coins, 0, index, None) for index in range(EPISODES["evaluate"])]
+        evaluated = [_episode(coins, round_index, index, None) for index in range(EPISODES["evaluate"])]
         _close(store, round_index, collected)
-        place = folder / "eval" / f"round_{round_index:03d}.parquet"
-        compact(place, (to_table(RUN_ID, [episode]) for episode in evaluated))
+        _close(evaluations, round_index, evaluated)
         num_turns += sum(len(episode.turns) for episode in collected + evaluated)
     config = {"name": "dagger", "seed": 0, "rounds": {"num_rounds": NUM_ROUNDS}}
     write_json(folder / "manifest.json", {"schema_version": SCHEMA_VERSION, "run_id": RUN_ID, "config": config})
