@@ -124,6 +124,13 @@ def optimizer(run: Seen) -> Any:
 
 KNOBS = [
     Knob("seed", ("seed=1",), tasks),
+    Knob(
+        "seed",
+        ("seed=1",),
+        lambda run: {sampling.key.seed for at, sampling in run.samplings if at == "collect" and sampling.key},
+        becomes({0}, {1}),
+        base=HALF,
+    ),
     Knob("num_threads", ("num_threads=2",), lambda run: run.num_threads, becomes(1, 2)),
     Knob("aggregation", ("aggregation=latest",), last_rounds, becomes({0, 1}, {1})),
     Knob("aggregation", ("aggregation=window",), last_rounds, becomes({0, 1, 2}, {1, 2}), base=THREE),
@@ -460,6 +467,8 @@ def test_a_round_closes_with_the_episode_that_fills_its_budget(played: Callable[
     for episodes in played("rounds.labels=[30,30]").rounds:
         labels = [one.num_labels for one in episodes]
         assert sum(labels[:-1]) < 30 <= sum(labels)
+    exact = played(*STUDENT, "rounds.labels=48")
+    assert [[one.num_labels for one in episodes] for episodes in exact.rounds] == [[24, 24]] * 2
 
 
 def test_an_evaluation_is_of_the_student_that_was_just_trained_alone_on_other_tasks(
@@ -473,10 +482,12 @@ def test_an_evaluation_is_of_the_student_that_was_just_trained_alone_on_other_ta
         turns = [turn for one in episodes for turn in one.turns]
         assert {turn.policy_version for turn in turns} == {round_index + 1}
         assert {turn.actor for turn in turns} == {Actor.STUDENT}
+        assert {turn.label_ids for turn in turns} == {None}
         assert {
             turn.policy_version for one in run.rounds[round_index] for turn in one.turns if turn.actor is Actor.STUDENT
         } <= {round_index}
     assert next(phase for phase, version in run.loads if version == 2) == "train", "before the second evaluation begins"
+    assert [version for _, version in run.loads] == [0, 1, 1, 2], "before each collection and before each evaluation"
 
 
 def test_the_learning_rate_is_stepped_to_the_end_of_the_run_and_no_further(played: Callable[..., Seen]) -> None:
