@@ -206,7 +206,7 @@ MUTANTS = [
         GOAL,
         "while labels < (self.num_labels or 0):",
         "while labels <= (self.num_labels or 0):",
-        match="fills_its_budget",
+        ("tests/rollout/test_goal.py",),
     ),
     Mutant("a budget of labels does not count what is playing", GOAL, " - num_playing\n", "\n", ROLLOUT),
     Mutant("cut episodes are played again", GOAL, "(episode.num_labels > 0 and self.keeps(reason))", "False", ROLLOUT),
